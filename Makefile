@@ -1,0 +1,86 @@
+# Every target sets up what it needs in ./.venv; a second run starts at once.
+#
+# uv is used where it is installed and works, since it picks the torch build (CPU, CUDA version)
+# that fits this machine; otherwise pip.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.stamp-runtime
+DEV := $(VENV)/.stamp-dev
+
+# Any Python from 3.11 on; `make PYTHON=...` chooses another one.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { command -v $$python; break; }; done)
+
+MODEL ?=
+ARGS ?=
+EXTRAS :=
+need_model = $(if $(MODEL),,$(error `make $@` needs a model: make $@ MODEL=path/to/a/model))
+
+.PHONY: help serve test test-full check format gpu bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+serve: $(if $(MODEL),$(RUNTIME)) ## serve a model: make serve MODEL=path [ARGS="--port 8080"]
+	$(need_model)
+	@exec $(BIN)/rosellm serve "$(MODEL)" $(ARGS)
+
+test: $(DEV) ## run the tests: CPU, offline, quick
+	$(BIN)/python -m pytest $(ARGS)
+
+test-full: $(DEV) ## run the slow tests too
+	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+
+check: $(DEV) ## formatting, lint, types, import levels
+	scripts/check
+
+format: $(DEV) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+gpu: ## run the GPU tests with the Python and torch of this machine, without a .venv
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -m gpu $(ARGS)
+
+bench: $(if $(MODEL),$(RUNTIME)) ## measure offline throughput: make bench MODEL=path [ARGS=...]
+	$(need_model)
+	@exec $(BIN)/rosellm bench offline "$(MODEL)" $(ARGS)
+
+clean: ## remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@if command -v uv >/dev/null && uv venv --seed --allow-existing \
+			--python "$(or $(PYTHON),3.12)" $(VENV); then :; \
+	elif [ -z "$(PYTHON)" ]; then \
+		echo "rosellm needs Python 3.11 or newer: install it, or name it with make PYTHON=..." >&2; \
+		exit 1; \
+	elif ! "$(PYTHON)" -m venv $(VENV); then \
+		rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; \
+		exit 1; \
+	fi
+
+define install
+	@echo "installing rosellm$(EXTRAS) into $(VENV): torch is large, the first time takes minutes"
+	@if command -v uv >/dev/null && uv pip install --python $(BIN)/python --torch-backend auto \
+			--constraint constraints.txt --editable ".$(EXTRAS)"; then :; \
+	else \
+		if command -v uv >/dev/null; then echo "uv could not install it, so pip does"; fi; \
+		$(BIN)/python -m pip install --constraint constraints.txt --editable ".$(EXTRAS)"; \
+	fi
+endef
+
+$(RUNTIME): $(BIN)/python pyproject.toml constraints.txt
+	$(install)
+	@touch $@
+
+$(DEV): EXTRAS := [test,dev]
+$(DEV): $(BIN)/python pyproject.toml constraints.txt
+	$(install)
+	@touch $@ $(RUNTIME)
