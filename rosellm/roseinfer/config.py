@@ -1,0 +1,94 @@
+"""Everything that can be configured, as frozen dataclasses.
+
+Command-line flags are generated from these fields (``server/flags.py``), so a
+field's name, type, default and help are written once. Nothing here is ever
+mutated: what "auto" came to is decided by ``resolve`` functions elsewhere,
+which return decisions with their reasons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
+    """A dataclass field with the sentence that ``--help`` prints for it, and its range."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model"""
+
+    model: str = option("", "Hugging Face folder, or a rosetrainer .pt checkpoint")
+    tokenizer: str | None = option(
+        None, "tokenizer to use instead of the model's own: a folder, a file or a hub id"
+    )
+    dtype: DType = option("auto", "type of weights and KV cache; auto keeps the checkpoint's")
+    device: Device = option("auto", "auto takes a CUDA device where there is one")
+    max_model_len: int | None = option(
+        None,
+        "longest prompt plus answer, in tokens; default: what the model and memory allow",
+        least=1,
+    )
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """KV cache"""
+
+    block_size: int = option(16, "tokens in one KV block", least=1)
+    kv_cache_gb: float | None = option(
+        None, "memory for the KV cache, in GiB; default: sized from free memory"
+    )
+    prefix_cache: bool = option(True, "reuse the KV blocks of equal prompt prefixes")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Scheduling"""
+
+    max_num_seqs: int = option(64, "sequences that may run in one step", least=1)
+    max_num_batched_tokens: int | None = option(
+        None, "tokens computed in one step; default: 512 on a CPU, 4096 on a GPU", least=1
+    )
+    max_queue: int = option(1024, "sequences that may wait; a request beyond them is a 503")
+    priority_ageing_s: float = option(
+        10.0, "seconds of waiting that are worth one level of priority"
+    )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """All that an engine process is told. Crosses the process boundary as msgspec."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Sampling defaults (a request's own fields come first)"""
+
+    do_sample: bool | None = option(None, "sample, or take the likeliest token each time")
+    temperature: float | None = option(None, "default temperature; 0 is greedy", most=2)
+    top_k: int | None = option(None, "default top-k; 0 considers every token")
+    top_p: float | None = option(None, "default top-p", most=1)
+    stop_on_eos: bool | None = option(None, "end an answer at the end-of-sequence token")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Server"""
+
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on", most=65535)
+    served_model_name: str | None = option(
+        None, "name that requests use in `model`; default: the folder's or file's name"
+    )
+    access_log: bool = option(True, "log one line a request")

@@ -1,0 +1,214 @@
+"""What crosses between the API process and the engine process, and how it is framed.
+
+Every message is a tagged msgspec struct. Fields are only ever added at the end
+and optional, so both sides can be a version apart. No pickle crosses.
+
+Rules that both sides keep:
+
+* ids are never reused; a control for an unknown or finished id is a no-op;
+* every ``Add`` gets exactly one ``Output`` row with ``last=True``;
+* rows of a request that come after its abort are dropped by id.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.request import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Start(msgspec.Struct, tag="start"):
+    """First message to an engine process: what to load."""
+
+    config: EngineConfig
+
+
+class Add(msgspec.Struct, tag="add"):
+    """A new request.
+
+    Attributes:
+        id: chosen by the client, unique for the life of the engine.
+        prompt: token ids, at least one.
+        n: number of choices, sampled independently.
+        generated: for resumption, the tokens each choice has already produced.
+        tenant: who asks; part of the prefix cache's key.
+        priority: lower is served earlier; waiting outweighs it in time.
+        deadline: seconds since the epoch, or None.
+        cache_salt: requests share cached prefixes only with equal salts.
+    """
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    n: int = 1
+    generated: list[list[int]] = []
+    tenant: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    cache_salt: str = ""
+
+
+class Abort(msgspec.Struct, tag="abort"):
+    """End these requests now and free what they hold."""
+
+    ids: list[int]
+
+
+class Flush(msgspec.Struct, tag="flush"):
+    """Forget every cached prefix that no running request uses."""
+
+
+ToEngine = Start | Add | Abort | Flush
+
+
+class Logprobs(msgspec.Struct, array_like=True):
+    """Natural-log probabilities at one output position.
+
+    The model's own: before bias, penalties, masks and temperature (``runner/sampler.py``).
+    """
+
+    chosen: float
+    top_ids: list[int] = []
+    top: list[float] = []
+
+
+class Output(msgspec.Struct, tag="output", omit_defaults=True):
+    """News of one choice of one request.
+
+    Attributes:
+        tokens: new tokens since the last row; the stop token is included.
+        logprobs: one entry a token when the request asked for them.
+        cached: prompt tokens whose keys and values came from the prefix cache.
+        finish: why this choice ended, or None.
+        error: why the whole request ended, when finish is "error".
+        last: no further row of this request follows.
+    """
+
+    id: int
+    choice: int = 0
+    tokens: list[int] = []
+    logprobs: list[Logprobs] | None = None
+    cached: int = 0
+    finish: FinishReason | None = None
+    error: RowError | None = None
+    last: bool = False
+
+
+class RowError(msgspec.Struct, omit_defaults=True):
+    """A refusal or failure of one request, ready to be shown as an HTTP error."""
+
+    message: str
+    status: int = 500
+    code: str | None = None
+    param: str | None = None
+
+
+class Stats(msgspec.Struct, omit_defaults=True):
+    """State after one step; blocks satisfy free + used + cached == total."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_free: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_total: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    batched_tokens: int = 0
+
+
+class Outputs(msgspec.Struct, tag="outputs"):
+    """All rows of one step and the state after it."""
+
+    rows: list[Output]
+    stats: Stats
+
+
+class Progress(msgspec.Struct, tag="progress"):
+    """How far loading has come, in bytes."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+
+
+class Decision(msgspec.Struct, array_like=True):
+    """What a setting came to, and why."""
+
+    name: str
+    value: str
+    reason: str = ""
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The engine serves. Facts about it that the API side needs.
+
+    Attributes:
+        capacity_tokens: tokens that the KV cache holds in all.
+        invariant: whether outputs are promised, in bits, not to depend on the schedule.
+        fingerprint: changes when weights' identity, dtype, device or kernels change.
+    """
+
+    max_model_len: int
+    vocab_size: int
+    capacity_tokens: int
+    dtype: str
+    device: str
+    invariant: bool
+    fingerprint: str
+    decisions: list[Decision] = []
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """The engine could not start. One line for people; the process exits with ``exit_code``."""
+
+    message: str
+    exit_code: int = 2
+
+
+FromEngine = Outputs | Progress | Ready | Failed
+
+_LENGTH_BYTES = 4
+
+
+class Framer:
+    """Length-prefixed messages over a byte stream, without doing any I/O.
+
+    >>> framer = Framer()
+    >>> list(framer.feed(Framer.frame(b"one") + Framer.frame(b"two")[:3]))
+    [b'one']
+    >>> list(framer.feed(Framer.frame(b"two")[3:]))
+    [b'two']
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @staticmethod
+    def frame(payload: bytes) -> bytes:
+        return len(payload).to_bytes(_LENGTH_BYTES, "little") + payload
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take received bytes; return the payloads that are complete by now."""
+        self._buffer += data
+        payloads = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH_BYTES:
+            body = start + _LENGTH_BYTES
+            end = body + int.from_bytes(self._buffer[start:body], "little")
+            if len(self._buffer) < end:
+                break
+            payloads.append(bytes(self._buffer[body:end]))
+            start = end
+        del self._buffer[:start]
+        return payloads
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode

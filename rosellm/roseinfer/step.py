@@ -1,0 +1,73 @@
+"""One step of the engine as a value.
+
+A ``StepPlan`` says everything that the runner must know: it can be executed,
+thrown away and executed again, or sent to other ranks. It refers to no mutable
+state; noise is derived from (seed, choice, position) and KV writes go to slots
+that the plan names, so running a plan twice gives the same bits.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from rosellm.roseinfer.messages import Logprobs
+from rosellm.roseinfer.request import SamplingParams
+
+
+class LogitRow(msgspec.Struct, frozen=True):
+    """One position whose next token is sampled.
+
+    Attributes:
+        offset: index into the work item's tokens.
+        position: index of the sampled token among the choice's output tokens.
+        history: prompt and output tokens so far, when the params look at them, else empty.
+        prompt_len: how many of ``history`` are prompt.
+    """
+
+    offset: int
+    params: SamplingParams
+    choice: int
+    position: int
+    history: tuple[int, ...] = ()
+    prompt_len: int = 0
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What one sequence computes in this step.
+
+    Attributes:
+        sequence: unique number of the sequence, never reused.
+        start: position of the first token; everything before it is in the cache.
+        tokens: token ids at positions start, start + 1, ...
+        tables: block table per KV group, covering all positions up to the last one here.
+        logits: positions to sample, in order of offset.
+    """
+
+    sequence: int
+    start: int
+    tokens: tuple[int, ...]
+    tables: tuple[tuple[int, ...], ...]
+    logits: tuple[LogitRow, ...] = ()
+
+
+class StepPlan(msgspec.Struct, frozen=True):
+    """The work of one step."""
+
+    work: tuple[Work, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(work.tokens) for work in self.work)
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """The token chosen for one logit row."""
+
+    token: int
+    logprobs: Logprobs | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """Samples of a plan: one tuple per work item, one sample per logit row."""
+
+    samples: tuple[tuple[Sample, ...], ...]
