@@ -1,0 +1,57 @@
+"""The tensors behind the block tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KVGroup:
+    """Layers that share block tables because they keep the same positions.
+
+    Attributes:
+        layers: indices of the layers.
+        kv_heads, head_dim: what a layer keeps for each token, as key and as value.
+        window: positions that are kept; None keeps all.
+    """
+
+    layers: tuple[int, ...]
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * len(self.layers) * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+class KVStorage:
+    """Keys and values of every layer, by slot = block * block size + offset.
+
+    One block more than the pool knows of is kept at the end, all zeros and never
+    written: attention reads it where a sequence has no token.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[KVGroup],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.null_slot = (num_blocks + 1) * block_size - 1
+        self._layers: dict[int, Tensor] = {}
+        for group in self.groups:
+            shape = (2, group.kv_heads, self.null_slot + 1, group.head_dim)
+            for layer in group.layers:
+                self._layers[layer] = torch.zeros(shape, dtype=dtype, device=device)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, each [kv heads, slots, D]."""
+        keys, values = self._layers[index]
+        return keys, values
