@@ -1,0 +1,51 @@
+"""What every attention backend offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class AttentionBackend(Protocol):
+    """Attention for any mix of prompts, chunks and single tokens in one call.
+
+    ``prepare`` is called once a step and KV group; its result is passed to ``run`` for
+    every layer of the group.
+    """
+
+    name: str
+    invariant: bool
+
+    def prepare(
+        self,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        tables: Sequence[Sequence[int]],
+        window: int | None,
+    ) -> Any:
+        """Describe the step's sequences.
+
+        Args:
+            starts: per sequence, the position of its first query token.
+            lengths: per sequence, how many query tokens it has (consecutive in the batch).
+            tables: per sequence, the block table covering starts + lengths positions.
+            window: a query sees this many latest positions, itself included; None sees all.
+        """
+
+    def slots(self, meta: Any) -> Tensor:
+        """Where each query token's key and value belong: [T]."""
+
+    def run(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, meta: Any) -> Tensor:
+        """Attend.
+
+        Args:
+            q: [T, heads, D].
+            keys, values: the layer's cache, [kv heads, slots, D], the step's own tokens
+                already written.
+            scale: multiplies the scores.
+
+        Returns:
+            [T, heads, D] in q's dtype.
+        """

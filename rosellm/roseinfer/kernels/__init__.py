@@ -1,0 +1,1 @@
+"""Operations on tensors. ``reference`` is the specification; ``table`` chooses."""

@@ -1,0 +1,76 @@
+"""Self-attention as most decoders have it: fused projection, rope if any, paged KV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from rosellm.roseinfer.attention.base import AttentionBackend
+from rosellm.roseinfer.cache.storage import KVStorage
+from rosellm.roseinfer.kernels.table import Ops
+from rosellm.roseinfer.layers.linear import Linear
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the layers of one forward share. Passed explicitly; there is no global context.
+
+    Attributes:
+        positions: [T] position of each token.
+        rope: cos and sin of those positions, or None for models without.
+        backend: how attention is computed.
+        metas: per KV group, the backend's description of this step.
+        storage: keys and values of all layers.
+    """
+
+    positions: Tensor
+    rope: tuple[Tensor, Tensor] | None
+    backend: AttentionBackend
+    metas: tuple[Any, ...]
+    storage: KVStorage
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped KV heads (arXiv:2305.13245).
+
+    Args:
+        layer, group: which layer of which KV group this is.
+        bias: whether qkv and output projections have biases.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        *,
+        hidden_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        layer: int,
+        group: int,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        self._ops = ops
+        self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
+        self._layer, self._group = layer, group
+        self._scale = head_dim**-0.5
+        q, kv = heads * head_dim, kv_heads * head_dim
+        self.qkv = Linear(ops, hidden_size, {"q": q, "k": kv, "v": kv}, bias=bias)
+        self.out = Linear(ops, q, {"out": hidden_size}, bias=bias)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        heads = [self._heads, self._kv_heads, self._kv_heads]
+        qkv = self.qkv(x).unflatten(-1, (sum(heads), self._head_dim))
+        q, k, v = qkv.split(heads, dim=1)
+        if step.rope is not None:
+            q, k = (self._ops.rope(part, *step.rope) for part in (q, k))
+        meta = step.metas[self._group]
+        keys, values = step.storage.layer(self._layer)
+        slots = step.backend.slots(meta)
+        self._ops.write_kv(keys, slots, k)
+        self._ops.write_kv(values, slots, v)
+        attended = step.backend.run(q, keys, values, self._scale, meta)
+        return self.out(attended.flatten(1))  # type: ignore[no-any-return]

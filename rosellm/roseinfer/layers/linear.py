@@ -1,0 +1,70 @@
+"""A linear layer whose weight may be fused from several of the checkpoint's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rosellm.roseinfer.kernels.reference import PackedLinear
+from rosellm.roseinfer.kernels.table import Ops
+
+
+class Linear(nn.Module):
+    """y = x W^T + b.
+
+    Args:
+        ops: implementation of the product.
+        in_features: width of x.
+        parts: output rows of each named part, in order; q, k and v for instance.
+        bias: whether there is one.
+    """
+
+    def __init__(self, ops: Ops, in_features: int, parts: dict[str, int], *, bias: bool) -> None:
+        super().__init__()
+        self.parts = parts
+        self._ops = ops
+        out_features = sum(parts.values())
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self._packed: PackedLinear | None = None
+
+    def part(self, fused: Tensor, name: str) -> Tensor:
+        """The rows of the weight or bias that belong to one part: a view."""
+        start = 0
+        for part, rows in self.parts.items():
+            if part == name:
+                return fused[start : start + rows]
+            start += rows
+        raise KeyError(name)
+
+    def pack(self) -> None:
+        """Lay the loaded weight out for the kernels; the plain one is let go of."""
+        bias = None if self.bias is None else self.bias.data
+        self._packed = self._ops.pack_linear(self.weight.data, bias)
+        self.weight.data = self.weight.data.new_empty(0)
+
+    def share(self, table: Embedding) -> None:
+        """Use an embedding's table as the weight (tied)."""
+        self._packed = table.packed
+        self.weight.data = self.weight.data.new_empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self._packed is not None, "pack() comes before the first use"
+        return self._ops.linear(x, self._packed)
+
+
+class Embedding(nn.Module):
+    """A table of rows; a head may share it."""
+
+    def __init__(self, ops: Ops, rows: int, width: int) -> None:
+        super().__init__()
+        self._ops = ops
+        self.weight = nn.Parameter(torch.empty(rows, width), requires_grad=False)
+        self.packed: PackedLinear
+
+    def pack(self) -> None:
+        self.packed = self._ops.pack_linear(self.weight.data, None)
+        self.weight.data = self.weight.data.new_empty(0)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self._ops.embedding(ids, self.packed)

@@ -1,0 +1,63 @@
+"""A checkpoint on disk: what it is, and its tensors one at a time.
+
+Knows file formats, not architectures. Everything read here is untrusted: nothing
+is unpickled beyond torch's weights-only subset, and no path leaves the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rosellm.roseinfer.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where weights come from.
+
+    Attributes:
+        architecture: name for the registry.
+        config: the checkpoint's own config.
+        dtype: type of the weights as stored, such as "float32".
+        num_bytes: size of all tensors as stored.
+        tensors: yields (name, tensor) pairs; tensors may be views of a mapped file.
+    """
+
+    architecture: str
+    config: Mapping[str, Any]
+    dtype: str
+    num_bytes: int
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """Recognise what is at ``path``: a Hugging Face folder or a ``.pt`` file."""
+    source = Path(path).expanduser()
+    if source.is_dir():
+        from rosellm.roseinfer.loading.safetensors import open_folder
+
+        return open_folder(source)
+    if source.is_file():
+        from rosellm.roseinfer.loading.torch_file import open_torch_file
+
+        return open_torch_file(source)
+    raise ModelError(f"{path}: no such model folder or checkpoint file")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object")
+    return value

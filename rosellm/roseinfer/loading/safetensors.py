@@ -1,0 +1,79 @@
+"""A Hugging Face folder: config.json and one or many safetensors files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rosellm.roseinfer.errors import ModelError, shown
+from rosellm.roseinfer.loading.checkpoint import Checkpoint, read_json
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Read what the folder says of itself; tensors are read when iterated."""
+    config = read_json(folder / "config.json")
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ModelError(f"{folder / 'config.json'}: no architectures")
+    files = _files(folder)
+    dtype, num_bytes = _survey(files)
+    return Checkpoint(names[0], config, dtype, num_bytes, lambda: _tensors(files))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The weight files, as the index lists them or the only one there is."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not index.exists():
+        if not single.exists():
+            raise ModelError(f"{folder}: no model.safetensors and no index of several")
+        return [single]
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ModelError(f"{index}: no weight_map")
+    files = []
+    for name in sorted(set(map(str, table.values()))):
+        if Path(name).name != name:
+            raise ModelError(f"{index}: {shown(repr(name))} is not a file of this folder")
+        if not (folder / name).exists():
+            raise ModelError(f"{folder / shown(name)}: listed in the index but missing")
+        files.append(folder / name)
+    return files
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({shown(str(error))})") from None
+
+
+def _survey(files: list[Path]) -> tuple[str, int]:
+    """The type that most tensors have, and the size of all."""
+    kinds: Counter[str] = Counter()
+    num_bytes = 0
+    for path in files:
+        with _open(path) as reader:
+            for name in reader.keys():  # noqa: SIM118 - not a dict
+                piece = reader.get_slice(name)
+                size = 1
+                for extent in piece.get_shape():
+                    size *= extent
+                kinds[piece.get_dtype()] += size
+                num_bytes += size * _BYTES.get(piece.get_dtype(), 1)
+    if not kinds:
+        raise ModelError(f"{files[0]}: holds no tensors")
+    return _DTYPES.get(kinds.most_common(1)[0][0], "float32"), num_bytes
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        with _open(path) as reader:
+            for name in reader.keys():  # noqa: SIM118 - not a dict
+                yield name, reader.get_tensor(name)
