@@ -1,0 +1,123 @@
+"""From a config to an engine that serves: open, decide, load, allocate."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import rosellm
+from rosellm.roseinfer.attention.reference import ReferenceAttention
+from rosellm.roseinfer.cache.storage import KVStorage
+from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.engine.core import EngineCore
+from rosellm.roseinfer.errors import ConfigError, ModelError
+from rosellm.roseinfer.kernels.table import choose_ops
+from rosellm.roseinfer.loading.assign import load_weights
+from rosellm.roseinfer.loading.checkpoint import open_checkpoint
+from rosellm.roseinfer.messages import Decision, Progress, Ready
+from rosellm.roseinfer.models.decoder import Decoder
+from rosellm.roseinfer.models.registry import find_architecture
+from rosellm.roseinfer.runner import memory, resolve
+from rosellm.roseinfer.runner.model_runner import ModelRunner
+
+
+def build_engine(
+    config: EngineConfig, on_progress: Callable[[Progress], None] = lambda _: None
+) -> EngineCore:
+    """Load the model and stand the engine up.
+
+    Raises:
+        ModelError: the checkpoint cannot be served.
+        ConfigError: the config cannot be met.
+    """
+    _check(config)
+    on_progress(Progress("opening"))
+    checkpoint = open_checkpoint(config.model.model)
+    architecture = find_architecture(checkpoint.architecture)
+    spec = architecture.read_config(checkpoint.config)
+    device, device_decision = resolve.resolve_device(config.model)
+    dtype, dtype_decision = resolve.resolve_dtype(config.model, checkpoint.dtype, device)
+    ops = choose_ops(device)
+
+    with torch.device("meta"):
+        model = Decoder(ops, architecture, spec).to(dtype)
+    _check_memory(model, device)
+    model = model.to_empty(device=device)
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(Progress("loading weights", done, checkpoint.num_bytes))
+
+    load_weights(model, architecture.weights, checkpoint.tensors(), on_bytes)
+    model.pack()
+
+    plan = resolve.resolve_cache(config, spec, dtype, memory.available(device), device)
+    step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, device)
+    block_size = config.cache.block_size
+    storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, dtype, device)
+    backend = ReferenceAttention(block_size, storage.null_slot, device)
+    runner = ModelRunner(model, storage, backend, device, plan.max_model_len)
+    invariant = ops.invariant and backend.invariant
+    facts = Ready(
+        max_model_len=plan.max_model_len,
+        vocab_size=spec.vocab_size,
+        capacity_tokens=plan.num_blocks * block_size,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        invariant=invariant,
+        fingerprint=_fingerprint(config, str(dtype), device, ops.name, backend.name, invariant),
+        decisions=[
+            device_decision,
+            dtype_decision,
+            *plan.decisions,
+            step_decision,
+            Decision("kernels", ops.name, ops.reason),
+            Decision("attention", backend.name, "paged, plain torch"),
+        ],
+    )
+    return EngineCore(
+        runner,
+        facts,
+        config.scheduler,
+        num_groups=len(spec.kv_groups),
+        num_blocks=plan.num_blocks,
+        block_size=block_size,
+        step_tokens=step_tokens,
+        prefix_cache=config.cache.prefix_cache,
+    )
+
+
+def _check(config: EngineConfig) -> None:
+    if config.scheduler.max_num_seqs < 1:
+        raise ConfigError("--max-num-seqs must be at least 1")
+    if config.scheduler.max_queue < 1:
+        raise ConfigError("--max-queue must be at least 1")
+
+
+def _check_memory(model: Decoder, device: torch.device) -> None:
+    needed = sum(p.numel() * p.itemsize for p in model.parameters()) / (1 << 30)
+    free = memory.available(device) / (1 << 30)
+    if needed > free:
+        raise ModelError(f"the weights take {needed:.2f} GiB and {free:.2f} GiB are free")
+
+
+def _fingerprint(
+    config: EngineConfig, dtype: str, device: torch.device, ops: str, backend: str, invariant: bool
+) -> str:
+    """Changes when outputs may change: version, torch, weights' files, type, device, kernels."""
+    digest = hashlib.blake2b(digest_size=6)
+    source = Path(config.model.model).expanduser()
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    parts = (rosellm.__version__, torch.__version__, dtype, hardware, ops, backend)
+    digest.update("\n".join(parts).encode())
+    promise = "invariant" if invariant else "batch-dependent"
+    return f"fp_{digest.hexdigest()}_{promise}"

@@ -1,0 +1,255 @@
+"""The engine as the API side sees it: started once, fed messages, heard through callbacks.
+
+``ProcessClient`` runs it in a process of its own, ``InprocClient`` on a thread. Both
+need a running asyncio loop, on which all callbacks are called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import rosellm
+from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.errors import EngineDeadError, ModelError
+from rosellm.roseinfer.messages import (
+    Abort,
+    Add,
+    Failed,
+    Flush,
+    Framer,
+    FromEngine,
+    Outputs,
+    Progress,
+    Ready,
+    Start,
+    decode_from_engine,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from rosellm.roseinfer.engine.core import EngineCore
+
+OnProgress = Callable[[Progress], None]
+OnOutputs = Callable[[Outputs], None]
+OnDeath = Callable[[str], None]
+
+_STOP_TIMEOUT_S = 5.0
+
+
+class EngineClient(Protocol):
+    """An engine, wherever it runs."""
+
+    async def start(
+        self, *, on_progress: OnProgress, on_outputs: OnOutputs, on_death: OnDeath
+    ) -> Ready:
+        """Wait until the engine serves.
+
+        Args:
+            on_progress: told how far loading is.
+            on_outputs: given the rows of every step.
+            on_death: told why, once, if the engine ends without having been stopped.
+
+        Raises:
+            ModelError: it cannot serve what it was asked to; the message says why.
+            EngineDeadError: it ended without a word.
+        """
+
+    def send(self, message: Add | Abort | Flush) -> None:
+        """Pass a message on; never blocks. Messages to a dead engine are dropped."""
+
+    async def stop(self) -> None:
+        """End the engine, whatever it is doing."""
+
+
+class ProcessClient:
+    """An engine in a child process, over a socket pair.
+
+    The constructor starts the process, so that it can import torch while the caller
+    imports what it needs itself.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._sock, child = socket.socketpair()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rosellm.roseinfer.engine.process", str(child.fileno())],
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=_child_environment(),
+        )
+        child.close()
+        self._sock.sendall(Framer.frame(encode(Start(config))))
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def start(
+        self, *, on_progress: OnProgress, on_outputs: OnOutputs, on_death: OnDeath
+    ) -> Ready:
+        loop = asyncio.get_running_loop()
+        link = _Link(on_progress, on_outputs, on_death, self._exit_reason)
+        self._link = link
+        self._transport, _ = await loop.create_connection(lambda: link, sock=self._sock)
+        return await link.ready
+
+    def send(self, message: Add | Abort | Flush) -> None:
+        assert self._transport is not None, "start() comes first"
+        if not self._transport.is_closing():
+            self._transport.write(Framer.frame(encode(message)))
+
+    async def stop(self) -> None:
+        if self._transport is not None:
+            self._link.ending = True
+            self._transport.close()
+        else:
+            self._sock.close()
+        await asyncio.to_thread(self._reap)
+
+    def _reap(self) -> None:
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _exit_reason(self) -> str:
+        """How the process ended, in words. Its socket is closed, so it is about to."""
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "the engine closed its connection"
+        if code < 0:
+            return f"the engine was killed by signal {-code}"
+        return f"the engine ended with exit code {code}"
+
+
+class _Link(asyncio.Protocol):
+    """The API side's end of the socket pair."""
+
+    def __init__(
+        self,
+        on_progress: OnProgress,
+        on_outputs: OnOutputs,
+        on_death: OnDeath,
+        exit_reason: Callable[[], str],
+    ) -> None:
+        self._framer = Framer()
+        self._on_progress = on_progress
+        self._on_outputs = on_outputs
+        self._on_death = on_death
+        self._exit_reason = exit_reason
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self.ending = False  # so that the end of the stream is no news
+
+    def data_received(self, data: bytes) -> None:
+        for payload in self._framer.feed(data):
+            self._handle(decode_from_engine(payload))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ending:
+            self._farewell = asyncio.ensure_future(self._announce_death())
+        elif not self.ready.done():
+            self.ready.set_exception(EngineDeadError("the engine was stopped while it was loading"))
+
+    def _handle(self, message: FromEngine) -> None:
+        if isinstance(message, Outputs):
+            self._on_outputs(message)
+        elif isinstance(message, Progress):
+            self._on_progress(message)
+        elif isinstance(message, Failed):
+            self.ending = True
+            if self.ready.done():
+                self._on_death(message.message)
+            else:
+                self.ready.set_exception(ModelError(message.message))
+        elif not self.ready.done():  # whoever waited may have given up
+            self.ready.set_result(message)
+
+    async def _announce_death(self) -> None:
+        reason = await asyncio.to_thread(self._exit_reason)
+        if self.ready.done():
+            self._on_death(reason)
+        else:
+            self.ready.set_exception(EngineDeadError(f"{reason} while it was loading"))
+
+
+class InprocClient:
+    """An engine on a thread of this process. Importing torch happens on that thread."""
+
+    def __init__(self, config: EngineConfig | EngineCore) -> None:
+        self._config = config
+        self._inbox: queue.SimpleQueue[Add | Abort | Flush | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def start(
+        self, *, on_progress: OnProgress, on_outputs: OnOutputs, on_death: OnDeath
+    ) -> Ready:
+        loop = asyncio.get_running_loop()
+
+        def report(progress: Progress) -> None:
+            loop.call_soon_threadsafe(on_progress, progress)
+
+        def emit(outputs: Outputs) -> None:
+            loop.call_soon_threadsafe(on_outputs, outputs)
+
+        def die(reason: str) -> None:
+            loop.call_soon_threadsafe(on_death, reason)
+
+        core = await asyncio.to_thread(self._build, report)
+        self._thread = threading.Thread(
+            target=self._run, args=(core, emit, die), name="engine", daemon=True
+        )
+        self._thread.start()
+        return core.facts
+
+    def send(self, message: Add | Abort | Flush) -> None:
+        self._inbox.put(message)
+
+    async def stop(self) -> None:
+        self._inbox.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
+
+    def _build(self, on_progress: OnProgress) -> EngineCore:
+        if not isinstance(self._config, EngineConfig):
+            return self._config
+        from rosellm.roseinfer.engine.build import build_engine
+
+        return build_engine(self._config, on_progress)
+
+    def _run(self, core: EngineCore, emit: OnOutputs, die: OnDeath) -> None:
+        from rosellm.roseinfer.engine.loop import run_engine
+
+        try:
+            run_engine(core, self._inbox, _as_is, emit)
+        except Exception as error:
+            die(f"the engine failed: {type(error).__name__}: {error}")
+            raise
+
+
+def _as_is(message: Add | Abort | Flush | None) -> Add | Abort | Flush | None:
+    """Nothing to decode: the message never left the process."""
+    return message
+
+
+def _child_environment() -> dict[str, str]:
+    """What the engine process inherits.
+
+    The child imports this very package, however the parent came by it. Its OpenMP threads
+    sleep while they wait: by default they spin, and on a machine with something else to do
+    (this server's own HTTP side, say) steps then take ten times as long.
+    """
+    root = str(Path(rosellm.__file__).parents[1])
+    inherited = os.environ.get("PYTHONPATH")
+    path = f"{root}:{inherited}" if inherited else root
+    return {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": path}

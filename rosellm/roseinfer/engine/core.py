@@ -1,0 +1,139 @@
+"""The engine as a plain, synchronous object: ``add``, ``control``, ``step``.
+
+A process, a thread, asyncio and offline use are thin wrappers round this one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Protocol
+
+from rosellm.roseinfer.cache.blocks import BlockPool
+from rosellm.roseinfer.cache.manager import CacheManager
+from rosellm.roseinfer.config import SchedulerConfig
+from rosellm.roseinfer.messages import (
+    Abort,
+    Add,
+    Flush,
+    Output,
+    Outputs,
+    Ready,
+    RowError,
+)
+from rosellm.roseinfer.scheduler import Scheduler
+from rosellm.roseinfer.step import StepPlan, StepResult
+
+
+class PendingResult(Protocol):
+    def result(self) -> StepResult: ...
+
+
+class Runner(Protocol):
+    """What executes plans: the model runner, or a fake one in tests."""
+
+    def execute(self, plan: StepPlan) -> PendingResult: ...
+
+
+class EngineCore:
+    """Schedules requests over a runner.
+
+    Args:
+        runner: executes plans.
+        facts: what the engine came to; ``facts.max_model_len`` and ``vocab_size`` bound
+            requests, ``capacity_tokens`` is what the runner's cache holds.
+        num_groups, num_blocks, block_size: shape of that cache.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        facts: Ready,
+        config: SchedulerConfig,
+        *,
+        num_groups: int,
+        num_blocks: int,
+        block_size: int,
+        step_tokens: int,
+        prefix_cache: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.facts = facts
+        self._runner = runner
+        self._max_queue = config.max_queue
+        pools = [BlockPool(num_blocks) for _ in range(num_groups)]
+        self.scheduler = Scheduler(
+            CacheManager(pools, block_size, prefix_cache),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=step_tokens,
+            max_model_len=facts.max_model_len,
+            ageing=config.priority_ageing_s,
+            clock=clock,
+        )
+        self._rows: list[Output] = []
+
+    def add(self, message: Add) -> None:
+        """Take a request in. A refusal is the request's only row in the next outputs."""
+        error = self._refusal(message)
+        if error is None:
+            self.scheduler.add(message)
+        else:
+            self._rows.append(Output(message.id, finish="error", error=error, last=True))
+
+    def control(self, message: Abort | Flush) -> None:
+        """Carry out a control; what it does not know (any more) it ignores."""
+        if isinstance(message, Flush):
+            self.scheduler.cache.flush()
+            return
+        for request in message.ids:
+            row = self.scheduler.abort(request)
+            if row is not None:
+                self._rows.append(row)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._rows)
+
+    def step(self) -> Outputs:
+        """Schedule, execute, update."""
+        plan = self.scheduler.schedule()
+        if plan.work:
+            handle = self._runner.execute(plan)
+            self._rows += self.scheduler.update(plan, handle.result())
+        rows, self._rows = self._rows, []
+        return Outputs(rows, self.scheduler.stats())
+
+    def _refusal(self, message: Add) -> RowError | None:
+        """Why a request cannot be served; the API side has checked most of it before."""
+        limit = self.facts.max_model_len
+        longest = max(map(len, message.generated), default=0)
+        if not message.prompt:
+            return RowError("the prompt is empty", status=400, param="prompt")
+        if message.n < 1 or len(message.generated) not in (0, message.n):
+            return RowError("n must be at least 1 and match what is resumed", status=400, param="n")
+        if longest >= message.params.max_tokens:
+            return RowError("nothing is left to generate", status=400, param="max_tokens")
+        if len(message.prompt) + longest >= limit:
+            return RowError(
+                f"the prompt has {len(message.prompt)} tokens; the context holds {limit}, "
+                "answer included",
+                status=400,
+                code="context_length_exceeded",
+            )
+        if not all(0 <= token < self.facts.vocab_size for token in _token_ids(message)):
+            return RowError("the request has token ids outside the vocabulary", status=400)
+        if self.scheduler.num_waiting + message.n > self._max_queue:
+            return RowError(
+                f"the queue is full ({self.scheduler.num_waiting} waiting); try again later",
+                status=503,
+                code="queue_full",
+            )
+        return None
+
+
+def _token_ids(message: Add) -> Iterator[int]:
+    """Every token id in a request, wherever it would index something."""
+    params = message.params
+    biased = (token for token, _ in params.logit_bias)
+    return chain(message.prompt, *message.generated, params.stop_token_ids, biased)
