@@ -1,0 +1,163 @@
+"""Messages to a prompt, through the model's own Jinja template.
+
+Templates come with a model from strangers, so they run in Jinja's sandbox. The
+helpers are those that Hugging Face gives them. A model without a template gets
+a plain format, itself written as a template, so that there is one path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rosellm.roseinfer.errors import ModelError, RequestError
+
+_PLAIN_FORMAT = """\
+{%- set heads = {"system": "[system]", "developer": "[system]",
+                 "user": "User: ", "assistant": "Assistant: "} %}
+{%- if tools %}
+    {{- raise_exception("this model has no chat template, so it takes no tools") }}
+{%- endif %}
+{%- for message in messages %}
+    {%- set content = message.content or "" %}
+    {%- if message.role not in heads or message.tool_calls or content is not string %}
+        {{- raise_exception("this model has no chat template, so it takes only text messages of "
+                            "the roles system, user and assistant") }}
+    {%- endif %}
+    {{- heads[message.role] ~ "\n" ~ content ~ "\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "Assistant:" }}{% endif %}
+"""
+
+
+class ChatTemplate:
+    """A model's chat template, compiled once.
+
+    Args:
+        source: Jinja source; several by name, of which ``tool_use`` serves requests with tools
+            and ``default`` all others; or None for the plain format.
+        special_tokens: ``bos_token`` and the like, which templates use as variables.
+
+    Attributes:
+        has_own: whether the model brought a template.
+
+    Raises:
+        ModelError: a template is not valid Jinja, or none of several is the default.
+    """
+
+    def __init__(
+        self, source: str | Mapping[str, str] | None, special_tokens: Mapping[str, str]
+    ) -> None:
+        self.has_own = bool(source)
+        named = {"default": source} if isinstance(source, str) else dict(source or {})
+        if not named:
+            named = {"default": _PLAIN_FORMAT}
+        self._templates = {name: _compile(name, text) for name, text in named.items()}
+        if "default" not in self._templates:
+            raise ModelError(f"no default among the chat templates {', '.join(named)}")
+        self._special_tokens = dict(special_tokens)
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        /,
+        *,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt for a conversation.
+
+        Args:
+            messages: OpenAI's message objects, with ``role`` and ``content``.
+            add_generation_prompt: end with the start of the assistant's answer.
+            tools: OpenAI's tool objects, in the order given.
+            kwargs: further variables for the template, such as ``enable_thinking``.
+
+        Raises:
+            RequestError: the template refuses the messages, or fails on them.
+        """
+        variables = {
+            **self._special_tokens,
+            "documents": None,
+            **kwargs,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return self._template_for(tools).render(variables)
+        except Exception as error:  # a template is a program: it can fail in any way
+            reason = str(error) or type(error).__name__
+            raise RequestError(f"chat template: {reason}", param="messages") from error
+
+    def _template_for(self, tools: list[dict[str, Any]] | None) -> Template:
+        if tools and "tool_use" in self._templates:
+            return self._templates["tool_use"]
+        return self._templates["default"]
+
+
+def _compile(name: str, source: str) -> Template:
+    try:
+        return _environment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"chat template {name!r} is not valid Jinja: {error.message} (line {error.lineno})"
+        ) from None
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}``: marks the assistant's words for training; here only their scope."""
+
+    tags = {"generation"}  # noqa: RUF012 - so declared by the base class
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is. Jinja's own filter escapes it for HTML, which models were not trained on."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
