@@ -1,0 +1,51 @@
+"""``python -m rosellm.roseinfer.server``, which is ``rosellm serve`` under its other name.
+
+The order is the point: flags and the port are checked before anything is loaded, and the
+engine's process imports torch while this one imports its web framework.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from rosellm.roseinfer.errors import EngineDeadError, RosellmError
+from rosellm.roseinfer.server import flags
+from rosellm.roseinfer.server.listen import bind
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse a command line and serve. Returns the exit code."""
+    return reporting_errors(lambda: serve(flags.parse(sys.argv[1:] if argv is None else argv)))
+
+
+def serve(options: flags.Options) -> int:
+    """Serve until told to stop. Returns the exit code.
+
+    Raises:
+        RosellmError: it cannot serve what it was asked to.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
+    with bind(options.server.host, options.server.port) as sock:
+        from rosellm.roseinfer.engine.client import ProcessClient
+
+        client = ProcessClient(options.engine)
+        from rosellm.roseinfer.server.run import run
+
+        return run(options, sock, client)
+
+
+def reporting_errors(program: Callable[[], int]) -> int:
+    """Run a program whose complaints are one clear line, and whose Ctrl-C is a normal end."""
+    try:
+        return program()
+    except RosellmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, EngineDeadError) else 2
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

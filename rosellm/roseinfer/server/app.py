@@ -1,0 +1,43 @@
+"""The ASGI application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+import rosellm
+from rosellm.roseinfer.server import error_body
+from rosellm.roseinfer.server.middleware import BearerAuth, CancelOnDisconnect, RequestLog
+from rosellm.roseinfer.server.routes import chat, completions, generate, models
+from rosellm.roseinfer.server.service import Service
+
+# Named here so that the generated API description does not promise FastAPI's own 422.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": 'The request is at fault: `{"error": {...}}`.'},
+    "5XX": {"description": 'The server is at fault: `{"error": {...}}`.'},
+}
+
+
+def create_app(service: Service, api_key: str | None = None) -> FastAPI:
+    """Everything a client can call.
+
+    Args:
+        api_key: asked of every route but ``/health``, where it is not empty.
+    """
+    app = FastAPI(
+        title="rosellm",
+        version=rosellm.__version__,
+        responses=ERRORS,
+        redirect_slashes=False,
+        strict_content_type=False,  # curl without a header still means JSON
+    )
+    app.state.service = service
+    for routes in (models, chat, completions, generate):
+        app.include_router(routes.router)
+    error_body.add_handlers(app)
+    app.add_middleware(CancelOnDisconnect)
+    if api_key:
+        app.add_middleware(BearerAuth, key=api_key)
+    app.add_middleware(RequestLog)  # added last, so it is outermost
+    return app

@@ -1,0 +1,226 @@
+"""Command-line flags, generated from the config dataclasses.
+
+A flag's name, type, default and help are the field's own (``config.py``). Beside
+them stand the few flags of the seed's command that are not fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rosellm.roseinfer.config import (
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    SamplingDefaults,
+    SchedulerConfig,
+    ServerConfig,
+)
+from rosellm.roseinfer.errors import ConfigError
+
+CONFIGS = (ModelConfig, CacheConfig, SchedulerConfig, SamplingDefaults, ServerConfig)
+ALIASES = {"tokenizer": ["--tokenizer-name"]}
+SHORTHANDS = {"no_amp": ("--no-amp", "float32"), "bf16": ("--bf16", "bfloat16")}
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    engine: EngineConfig
+    sampling: SamplingDefaults
+    server: ServerConfig
+
+    @property
+    def model_name(self) -> str:
+        """The name that requests use in ``model``."""
+        path = Path(os.path.abspath(self.engine.model.model))
+        return self.server.served_model_name or path.name.removesuffix(".pt")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one clear line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> Parser:
+    """The parser of ``python -m rosellm.roseinfer.server``."""
+    made = Parser(
+        prog="python -m rosellm.roseinfer.server",
+        description="Serve a model over HTTP, as OpenAI's API does.",
+        allow_abbrev=False,
+    )
+    add_flags(made)
+    return made
+
+
+def add_flags(target: argparse.ArgumentParser) -> None:
+    """Add every flag of the server; absent flags leave no trace in the namespace."""
+    target.formatter_class = _Help
+    target.usage = "%(prog)s MODEL [options]"
+    target.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help=_fields(ModelConfig)["model"].metadata["help"],
+    )
+    for config in CONFIGS:
+        add_group(target, config)
+    _add_shorthands(target)
+
+
+def options(given: Mapping[str, Any]) -> Options:
+    """The configuration that parsed flags amount to.
+
+    Raises:
+        ConfigError: flags contradict each other, or a value is out of its range.
+    """
+    values = _expand_shorthands(dict(given))
+    engine = EngineConfig(
+        model=build(ModelConfig, values),
+        cache=build(CacheConfig, values),
+        scheduler=build(SchedulerConfig, values),
+    )
+    _check_model(engine.model)
+    return Options(engine, build(SamplingDefaults, values), build(ServerConfig, values))
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Parse a whole command line."""
+    return options(vars(parser().parse_args(argv)))
+
+
+def add_group(target: argparse.ArgumentParser, config: type) -> None:
+    """Add a group of flags, one for each field of a config dataclass but the model itself."""
+    group = target.add_argument_group((config.__doc__ or "").strip())
+    hints = get_type_hints(config)
+    for name, item in _fields(config).items():
+        if name != "model":
+            group.add_argument(*_names(name), dest=name, help=_help(item), **_kind(hints[name]))
+
+
+def build(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config dataclass from those of the parsed values that are its fields.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+    own = {name: values[name] for name in _fields(config) if name in values}
+    for complaint in _out_of_range(config, own):
+        raise ConfigError(complaint)
+    return config(**own)
+
+
+class _Help(argparse.HelpFormatter):
+    """Wide enough for the longest flag to stand beside its help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+def _fields(config: type) -> dict[str, Field[Any]]:
+    return {item.name: item for item in fields(config)}
+
+
+def _names(field_name: str) -> list[str]:
+    return ["--" + field_name.replace("_", "-"), *ALIASES.get(field_name, [])]
+
+
+def _help(item: Field[Any]) -> str:
+    text = str(item.metadata["help"])
+    if item.default is None or item.default is MISSING:
+        return text
+    default = item.default
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    return f"{text} (default: {default})"
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """What argparse has to know about a field of this type."""
+    hint = _without_none(hint)
+    absent: dict[str, Any] = {"default": argparse.SUPPRESS}
+    if hint is bool:
+        return absent | {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return absent | {"choices": get_args(hint)}
+    return absent | {"type": hint, "metavar": {int: "N", float: "X", str: "NAME"}[hint]}
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    return next(arg for arg in get_args(hint) if arg is not types.NoneType)
+
+
+def _add_shorthands(target: argparse.ArgumentParser) -> None:
+    group = target.add_argument_group("Other ways to say it")
+    group.add_argument(
+        "--checkpoint-path",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="the same as MODEL",
+    )
+    for dest, (flag, dtype) in SHORTHANDS.items():
+        group.add_argument(
+            flag,
+            dest=dest,
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help=f"the same as --dtype {dtype}",
+        )
+
+
+def _expand_shorthands(values: dict[str, Any]) -> dict[str, Any]:
+    model = _one_of(values, "model", {"model": "MODEL", "checkpoint_path": "--checkpoint-path"})
+    if model is None:
+        raise ConfigError("which model? pass a folder or a checkpoint: rosellm serve MODEL")
+    for dest, (_, dtype) in SHORTHANDS.items():
+        if values.pop(dest, False):
+            values[dest] = dtype
+    spoken = {"dtype": "--dtype", **{dest: flag for dest, (flag, _) in SHORTHANDS.items()}}
+    dtype = _one_of(values, "dtype", spoken)
+    return values | {"model": model} | ({"dtype": dtype} if dtype else {})
+
+
+def _one_of(values: dict[str, Any], what: str, spoken: Mapping[str, str]) -> Any:
+    """The one value among flags that mean the same; None where none is given."""
+    given = {dest: values.pop(dest) for dest in spoken if dest in values}
+    if len(given) > 1:
+        flags = " and ".join(spoken[dest] for dest in given)
+        raise ConfigError(f"{flags} contradict each other: each says the {what}; pass one of them")
+    return next(iter(given.values()), None)
+
+
+def _out_of_range(config: type, values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least, most = (_fields(config)[name].metadata[end] for end in ("least", "most"))
+        if not (math.isfinite(value) and least <= value <= most):
+            above = "" if math.isinf(most) else f" and at most {most}"
+            yield f"{_names(name)[0]} must be at least {least}{above}, not {value}"
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Refuse at once what no loading could mend."""
+    path = Path(model.model)
+    if not path.exists():
+        raise ConfigError(f"no such folder or file: {model.model!r}")
+    if path.is_file() and model.tokenizer is None:
+        raise ConfigError(
+            f"{model.model} is one file and holds no tokenizer: pass --tokenizer-name,"
+            " a folder, a file or a hub id"
+        )

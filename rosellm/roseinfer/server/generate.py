@@ -1,0 +1,284 @@
+"""The one generate path: prompts in, an async iterator of ``Delta`` out.
+
+Every route uses it, streaming or not. It knows engine rows and text, and neither
+HTTP nor response shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from rosellm.roseinfer.engine.client import EngineClient
+from rosellm.roseinfer.errors import EngineDeadError, RequestError
+from rosellm.roseinfer.messages import (
+    Abort,
+    Add,
+    FinishReason,
+    Output,
+    Outputs,
+    Progress,
+    Ready,
+    RowError,
+    Stats,
+)
+from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.text.detokenize import Detokenizer
+from rosellm.roseinfer.text.stop import StopFilter
+from rosellm.roseinfer.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt and what to make of it.
+
+    Attributes:
+        prompt: token ids, at least one.
+        n: number of choices.
+        stop: strings that end a choice; the text before the match is its answer.
+        continues: whether the text goes on where the prompt's ends (completions), or is an
+            answer that starts anew (chat).
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    continues: bool = False
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News of one choice.
+
+    Attributes:
+        index: of the choice among those of all jobs, job by job.
+        text: may be empty while bytes or a possible stop string are held back.
+        tokens: how many tokens it took.
+        cached: prompt tokens found in the prefix cache.
+        finish: why the choice ended, or None.
+    """
+
+    index: int
+    text: str
+    tokens: int = 0
+    cached: int = 0
+    finish: FinishReason | None = None
+
+
+class Pipeline:
+    """Sends requests to the engine and turns its rows into text.
+
+    All methods run on the event loop's thread.
+    """
+
+    def __init__(self, client: EngineClient, tokenizer: Tokenizer) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+        self._ids = itertools.count(1)
+        self._open: dict[int, _Request] = {}
+        self.stats = Stats()
+        self.dead = asyncio.Event()
+        self.death = ""
+
+    async def start(self, on_progress: Callable[[Progress], None] = lambda _: None) -> Ready:
+        """Wait until the engine serves.
+
+        Raises:
+            ModelError, ConfigError: it cannot.
+        """
+        return await self._client.start(
+            on_progress=on_progress, on_outputs=self.on_outputs, on_death=self.on_death
+        )
+
+    async def stop(self) -> None:
+        await self._client.stop()
+
+    def generate(self, jobs: Sequence[Job]) -> Answer:
+        """Begin to answer these jobs together: if one fails, all do.
+
+        Raises:
+            EngineDeadError: nothing can be generated any more.
+        """
+        if self.dead.is_set():
+            raise EngineDeadError(self.death)
+        answer = Answer(self, choices=sum(job.n for job in jobs))
+        first = 0
+        for job in jobs:
+            answer.ids.append(self._add(job, first, answer))
+            first += job.n
+        return answer
+
+    def drop(self, ids: Sequence[int]) -> None:
+        """Forget these requests and abort those that still run."""
+        running = [id for id in ids if self._open.pop(id, None)]
+        if running and not self.dead.is_set():
+            self._client.send(Abort(running))
+
+    def on_outputs(self, outputs: Outputs) -> None:
+        """Hand each row to the request it belongs to; rows of dropped requests are ignored."""
+        self.stats = outputs.stats
+        for row in outputs.rows:
+            request = self._open.get(row.id)
+            if request is not None:
+                self._take(request, row)
+
+    def on_death(self, reason: str) -> None:
+        """End every open request with an error, and refuse all later ones."""
+        self.death = reason
+        self.dead.set()
+        self.fail_all(EngineDeadError(reason))
+
+    def fail_all(self, error: Exception) -> None:
+        """End every open request with this error."""
+        for request in list(self._open.values()):
+            request.answer.put(error)
+        self.drop(list(self._open))
+
+    def _add(self, job: Job, first_index: int, answer: Answer) -> int:
+        id = next(self._ids)
+        self._open[id] = _Request(job, first_index, answer, self._tokenizer)
+        self._client.send(
+            Add(
+                id=id,
+                prompt=job.prompt,
+                params=job.params,
+                n=job.n,
+                priority=job.priority,
+                cache_salt=job.cache_salt,
+            )
+        )
+        return id
+
+    def _take(self, request: _Request, row: Output) -> None:
+        try:
+            request.take(row)
+            ended = request.finished
+        except Exception as error:  # of this request alone: its neighbours go on
+            request.answer.put(error)
+            ended = True
+        if row.last:
+            self._open.pop(row.id, None)
+        elif ended:
+            self.drop([row.id])
+
+
+class Answer:
+    """The deltas of one ``generate`` call. Close it: what is unfinished then is aborted."""
+
+    def __init__(self, pipeline: Pipeline, choices: int) -> None:
+        self.ids: list[int] = []
+        self.choices = choices
+        self._pipeline = pipeline
+        self._unfinished = choices
+        self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        self._peeked: Delta | None = None
+
+    def put(self, item: Delta | Exception) -> None:
+        self._queue.put_nowait(item)
+
+    async def begin(self) -> None:
+        """Wait for the first news, so that an error known by then can be raised here."""
+        try:
+            self._peeked = await self.__anext__()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._pipeline.drop(self.ids)
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._peeked is not None:
+            delta, self._peeked = self._peeked, None
+            return delta
+        if not self._unfinished:
+            raise StopAsyncIteration
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        self._unfinished -= item.finish is not None
+        return item
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Request:
+    """What is known of one request in flight."""
+
+    def __init__(self, job: Job, first_index: int, answer: Answer, tokenizer: Tokenizer) -> None:
+        self.answer = answer
+        self._begun = False
+        self._choices = [_Choice(job, first_index + choice, tokenizer) for choice in range(job.n)]
+
+    @property
+    def finished(self) -> bool:
+        return all(choice.finish for choice in self._choices)
+
+    def take(self, row: Output) -> None:
+        """Turn a row into a delta, or raise what it says."""
+        if row.error is not None or row.finish in ("error", "abort"):
+            raise _refusal(row.error or RowError("the engine ended this request", 503))
+        choice = self._choices[row.choice]
+        if choice.finish is None:
+            self.answer.put(choice.feed(row, cached=0 if self._begun else row.cached))
+        self._begun = True
+        if row.last and not self.finished:
+            raise RequestError("the engine left an answer unfinished", status=500)
+
+
+class _Choice:
+    """Tokens of one choice on their way to text."""
+
+    def __init__(self, job: Job, index: int, tokenizer: Tokenizer) -> None:
+        self.finish: FinishReason | None = None
+        self._index = index
+        self._tokens = 0
+        self._min_tokens = job.params.min_tokens
+        context = job.prompt if job.continues else ()
+        self._detokenizer = Detokenizer(tokenizer, context)
+        self._stop = StopFilter(job.stop)
+
+    def feed(self, row: Output, cached: int) -> Delta:
+        before = self._tokens
+        text = "".join(self._pieces(row))
+        return Delta(self._index, text, self._tokens - before, cached, self.finish)
+
+    def _pieces(self, row: Output) -> Iterator[str]:
+        # The stop token itself is counted but never shown, even where it has a text.
+        shown = len(row.tokens) - (row.finish == "stop")
+        for position, token in enumerate(row.tokens):
+            self._tokens += 1
+            if position < shown:
+                yield self._filter(self._detokenizer.feed(token))
+            if self._stop.matched:
+                break
+        if row.finish is not None and not self._stop.matched:
+            yield self._filter(self._detokenizer.flush())
+            yield self._stop.flush()
+        self.finish = "stop" if self._stop.matched else row.finish
+
+    def _filter(self, text: str) -> str:
+        """Look for stop strings, but only in what follows the first ``min_tokens`` tokens."""
+        return self._stop.feed(text) if self._tokens > self._min_tokens else text
+
+
+def _refusal(error: RowError) -> RequestError:
+    return RequestError(error.message, status=error.status, code=error.code, param=error.param)

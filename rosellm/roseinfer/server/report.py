@@ -1,0 +1,95 @@
+"""What the terminal is told while the server starts: progress, then one summary."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import rosellm
+from rosellm.roseinfer.messages import Progress, Ready
+
+Show = Callable[[Progress], None]
+
+
+def loading() -> AbstractContextManager[Show]:
+    """Shows progress on stderr: a bar on a terminal, plain lines elsewhere."""
+    return _bar() if sys.stderr.isatty() else _lines()
+
+
+def summary(name: str, ready: Ready, url: str, *, needs_key: bool) -> str:
+    """What is served, what was decided and why, and how to try it."""
+    promise = (
+        "schedule-invariant: the same bits whatever else is running"
+        if ready.invariant
+        else "not schedule-invariant: they may depend on what else is running"
+    )
+    rows = [("model", name, "")]
+    rows += [(each.name, each.value, each.reason) for each in ready.decisions]
+    rows += [("outputs", promise, ""), ("fingerprint", ready.fingerprint, "")]
+    return "\n".join(
+        [
+            f"rosellm {rosellm.__version__}",
+            "",
+            *_table(rows),
+            "",
+            f"  serving on {url}",
+            "",
+            f"  {curl(name, url, needs_key=needs_key)}",
+            "",
+        ]
+    )
+
+
+def curl(name: str, url: str, *, needs_key: bool) -> str:
+    """A command that can be pasted into a shell as it is."""
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+        "max_tokens": 64,
+    }
+    key = ' -H "Authorization: Bearer $ROSELLM_API_KEY"' if needs_key else ""
+    return (
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
+        f"    -d {shlex.quote(json.dumps(body))}"
+    )
+
+
+def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, reason in rows:
+        yield f"  {name:<{width}}  {value}" + (f"  ({reason})" if reason else "")
+
+
+@contextmanager
+def _bar() -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(progress: Progress) -> None:
+            total = progress.total or None
+            bar.update(task, description=progress.phase, completed=progress.done, total=total)
+
+        yield show
+
+
+@contextmanager
+def _lines() -> Iterator[Show]:
+    """A line for every phase and every quarter of it."""
+    shown: set[tuple[str, int]] = set()
+
+    def show(progress: Progress) -> None:
+        quarter = 4 * progress.done // progress.total if progress.total else 0
+        if (progress.phase, quarter) not in shown:
+            shown.add((progress.phase, quarter))
+            percent = f" {25 * quarter} %" if progress.total else ""
+            print(f"{progress.phase}{percent}", file=sys.stderr, flush=True)
+
+    yield show

@@ -1,0 +1,1 @@
+"""What comes in (pydantic) and what goes out (msgspec) over HTTP."""

@@ -1,0 +1,32 @@
+"""The request of ``POST /generate``, the seed's own route."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rosellm.roseinfer.server.schemas.fields import Body
+from rosellm.roseinfer.server.schemas.sampling import INT64, SamplingFields
+
+
+class GenerateRequest(Body):
+    """A prompt to continue."""
+
+    prompt: str
+    max_new_tokens: int | None = Field(default=None, ge=1, lt=INT64)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_k: int | None = Field(default=None, ge=-1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    stop_on_eos: bool | None = None
+    do_sample: bool | None = None
+    stream: bool | None = None
+
+    @property
+    def sampling(self) -> SamplingFields:
+        """The same in the names of the other routes."""
+        return SamplingFields(
+            max_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            ignore_eos=None if self.stop_on_eos is None else not self.stop_on_eos,
+        )

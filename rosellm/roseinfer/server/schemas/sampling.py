@@ -1,0 +1,61 @@
+"""Request fields that say how tokens are chosen and when an answer ends."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag
+
+from rosellm.roseinfer.server.schemas.fields import Body, one_or_list
+
+INT32 = 2**31
+INT64 = 2**63
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 1024  # a held-back stop string is compared at every token
+
+TokenId = Annotated[int, Field(ge=0, lt=INT32)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+StopStrings = Annotated[list[StopString], Field(min_length=1, max_length=MAX_STOPS)]
+Stop = Annotated[
+    Annotated[StopString, Tag("<one>")] | Annotated[StopStrings, Tag("<list>")],
+    Discriminator(one_or_list),
+]
+
+
+class SamplingFields(Body):
+    """Ranges are those of OpenAI's specification; names beyond it are vLLM's."""
+
+    max_tokens: int | None = Field(default=None, ge=1, lt=INT64)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, description="-1 and 0 consider every token.")
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    logit_bias: dict[str, Bias] | None = Field(default=None, description="Token id to bias.")
+    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
+    stop: Stop | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(default=None, ge=0, lt=INT64)
+    n: int | None = Field(default=None, ge=1, le=128)
+    priority: int | None = Field(
+        default=None,
+        ge=-INT32,
+        lt=INT32,
+        description="Lower is served earlier; waiting counts too.",
+    )
+    cache_salt: str | None = Field(
+        default=None, description="Cached prefixes are shared only between equal salts."
+    )
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

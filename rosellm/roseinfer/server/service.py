@@ -1,0 +1,84 @@
+"""What the routes share: the pipeline, the tokenised prompts, and one model's name."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.generate import Job, Pipeline
+from rosellm.roseinfer.server.prompts import Prompts
+from rosellm.roseinfer.server.sampling import Sampling
+from rosellm.roseinfer.server.schemas.sampling import SamplingFields
+
+
+@dataclass(frozen=True)
+class Service:
+    """One served model.
+
+    Attributes:
+        name: what requests call it in ``model``.
+        max_choices: answers that one HTTP request may ask for; more could never be queued.
+    """
+
+    name: str
+    ready: Ready
+    pipeline: Pipeline
+    prompts: Prompts
+    sampling: Sampling
+    max_choices: int = 1024
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, asked: str, param: str | None = "model") -> None:
+        """Refuse a request that is meant for another model."""
+        if asked != self.name:
+            raise RequestError(
+                f"the model {asked[:100]!r} does not exist; this server has {self.name!r}",
+                status=404,
+                param=param,
+                code="model_not_found",
+            )
+
+    def check_choices(self, prompts: int, n: int) -> None:
+        """Refuse a fan-out that is too wide before anything is made of it."""
+        if prompts * n > self.max_choices:
+            raise RequestError(
+                f"{prompts} prompts with {n} choices each are more than the {self.max_choices}"
+                " answers that one request may ask for",
+                param="n",
+                code="invalid_value",
+            )
+
+    def job(self, prompt: list[int], asked: SamplingFields, max_tokens: int, **more: Any) -> Job:
+        """The job of one prompt; ``more`` are fields of ``Job``."""
+        return Job(
+            prompt=prompt,
+            params=self.sampling.params(asked, max_tokens),
+            n=asked.choices,
+            stop=asked.stops,
+            priority=asked.priority or 0,
+            cache_salt=asked.cache_salt or "",
+            **more,
+        )
+
+    def head(self, prefix: str) -> dict[str, Any]:
+        """The fields that every chunk of an answer begins with."""
+        return {
+            "id": f"{prefix}-{secrets.token_hex(16)}",
+            "created": int(time.time()),
+            "model": self.name,
+            "system_fingerprint": self.ready.fingerprint,
+        }
+
+
+def _served(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(_served)]

@@ -1,0 +1,234 @@
+"""A byte tokenizer, an engine that follows a script, and an ASGI client that can leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from rosellm.roseinfer.config import SamplingDefaults
+from rosellm.roseinfer.messages import Abort, Add, Flush, Output, Outputs, Ready, RowError, Stats
+from rosellm.roseinfer.server.app import create_app
+from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
+from rosellm.roseinfer.server.generate import Pipeline
+from rosellm.roseinfer.server.prompts import Prompts, TextTools
+from rosellm.roseinfer.server.sampling import Sampling
+from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.text.tokenizer import Tokenizer
+
+BOS, EOS, VOCAB = 256, 257, 258
+MAX_MODEL_LEN = 512
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+class ByteTokenizer(Tokenizer):
+    """Every byte is a token."""
+
+    def __init__(self, chat_template: str | None = None) -> None:
+        self.vocab_size = VOCAB
+        self.special_ids = frozenset({BOS, EOS})
+        self.bos_id = BOS
+        self.eos_ids = (EOS,)
+        self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+        self.chat_template = chat_template
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        return [BOS] * add_special_tokens + list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(id for id in ids if id < BOS).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id]) if id < BOS else b"<s>" if id == BOS else b"</s>"
+
+    def token_to_id(self, token: str) -> int | None:
+        return {"<s>": BOS, "</s>": EOS}.get(token)
+
+
+Script = Callable[[Add], Iterable[Output]]
+
+
+@dataclass
+class FakeEngine:
+    """Answers every ``Add`` with the rows of a script, one at a time, until it is aborted."""
+
+    script: Script
+    added: list[Add] = field(default_factory=list)
+    aborted: list[int] = field(default_factory=list)
+    sent: int = 0
+
+    async def start(self, *, on_progress: Any, on_outputs: Any, on_death: Any) -> Ready:
+        self.on_outputs, self.die = on_outputs, on_death
+        return Ready(
+            max_model_len=MAX_MODEL_LEN,
+            vocab_size=VOCAB,
+            capacity_tokens=4096,
+            dtype="float32",
+            device="cpu",
+            invariant=True,
+            fingerprint="fp_test",
+        )
+
+    def send(self, message: Add | Abort | Flush) -> None:
+        if isinstance(message, Add):
+            self.added.append(message)
+            self._task = asyncio.ensure_future(self._run(message))
+        elif isinstance(message, Abort):
+            self.aborted += message.ids
+
+    async def stop(self) -> None:
+        pass
+
+    async def _run(self, add: Add) -> None:
+        for row in self.script(add):
+            await asyncio.sleep(0)
+            if add.id in self.aborted:
+                return
+            self.sent += 1
+            self.on_outputs(Outputs([row], Stats(running=1)))
+
+
+def says(text: str, *, size: int = 1, finish: str = "stop", cached: int = 0) -> Script:
+    """Every choice says this text, ``size`` bytes a row, and then ends."""
+
+    def rows(add: Add) -> Iterable[Output]:
+        tokens = [*text.encode(), *([EOS] if finish == "stop" else [])][: add.params.max_tokens]
+        cut = tokens != [*text.encode(), EOS] and finish == "stop"
+        for start in range(0, len(tokens), size):
+            for choice in range(add.n):
+                end = start + size >= len(tokens)
+                yield Output(
+                    add.id,
+                    choice,
+                    tokens[start : start + size],
+                    cached=cached if start == 0 else 0,
+                    finish=(("length" if cut else finish) if end else None),  # type: ignore[arg-type]
+                    last=end and choice == add.n - 1,
+                )
+
+    return rows
+
+
+def refuses(status: int, code: str, after: str = "") -> Script:
+    """An error row, after some text."""
+
+    def rows(add: Add) -> Iterable[Output]:
+        for byte in after.encode():
+            yield Output(add.id, 0, [byte])
+        error = RowError("no room", status, code)
+        yield Output(add.id, finish="error", error=error, last=True)
+
+    return rows
+
+
+def endless(add: Add) -> Iterable[Output]:
+    """Never stops by itself."""
+    while True:
+        for choice in range(add.n):
+            yield Output(add.id, choice, [ord("x")])
+
+
+def silent(add: Add) -> Iterable[Output]:
+    """Never says anything."""
+    return ()
+
+
+@dataclass
+class Server:
+    """An application over a fake engine, and a client of it."""
+
+    app: FastAPI
+    engine: FakeEngine
+    service: Service
+    client: httpx.AsyncClient
+
+    async def chat(self, **fields: Any) -> httpx.Response:
+        return await self.client.post(CHAT, json={"model": "m", "messages": HELLO, **fields})
+
+    async def complete(self, **fields: Any) -> httpx.Response:
+        return await self.client.post(COMPLETIONS, json={"model": "m", "prompt": "hi", **fields})
+
+
+@asynccontextmanager
+async def serving(
+    script: Script,
+    *,
+    flags: SamplingDefaults | None = None,
+    model: GenerationConfig | None = None,
+    chat_template: str | None = None,
+    api_key: str | None = None,
+    name: str = "m",
+) -> AsyncIterator[Server]:
+    engine = FakeEngine(script)
+    tools = TextTools.of(ByteTokenizer(chat_template))
+    pipeline = Pipeline(engine, tools.tokenizer)
+    ready = await pipeline.start()
+    defaults = Defaults(flags or SamplingDefaults(), model or GenerationConfig(), (EOS,))
+    service = Service(
+        name,
+        ready,
+        pipeline,
+        Prompts(tools, ready),
+        Sampling(defaults, ready.vocab_size, ready.max_model_len),
+    )
+    app = create_app(service, api_key)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield Server(app, engine, service, client)
+
+
+class Exchange:
+    """One request driven message by message, so that the client can leave in the middle."""
+
+    def __init__(self, app: FastAPI, path: str, body: dict[str, Any]) -> None:
+        self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode()})
+        self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "scheme": "http",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "server": ("test", 80),
+            "client": ("test", 1),
+        }
+        self.task = asyncio.ensure_future(app(scope, self._inbox.get, self.sent.put))
+
+    def leave(self) -> None:
+        self._inbox.put_nowait({"type": "http.disconnect"})
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The data of server-sent events; ``[DONE]`` as that string."""
+    assert response.headers["content-type"].startswith("text/event-stream"), response.text
+    lines = response.text.split("\n\n")
+    assert lines.pop() == ""
+    assert all(line.startswith("data: ") for line in lines)
+    payloads = [line.removeprefix("data: ") for line in lines]
+    return [each if each == "[DONE]" else json.loads(each) for each in payloads]
+
+
+def streamed_texts(chunks: list[Any]) -> dict[int, str]:
+    """Text by choice index, put together from the chunks of a stream."""
+    texts: dict[int, str] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"] if isinstance(chunk, dict) else ():
+            piece = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+            texts[choice["index"]] = texts.get(choice["index"], "") + piece
+    return texts

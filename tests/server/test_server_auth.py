@@ -1,0 +1,65 @@
+"""With a key set, nothing but /health answers without it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.server.fakes import CHAT, COMPLETIONS, says, serving
+
+KEY = "sécret-key"
+CLOSED = [
+    ("GET", "/"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/m"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/nope"),
+    ("GET", "/health/"),
+    ("GET", "//health"),
+    ("GET", "/healthz"),
+    ("GET", "/%68ealth"),
+    ("POST", CHAT),
+    ("POST", COMPLETIONS),
+    ("POST", "/generate"),
+    ("OPTIONS", CHAT),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+@pytest.mark.parametrize(
+    "sent", [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {KEY}", KEY]
+)
+def test_closed(method: str, path: str, sent: str | None) -> None:
+    async def test() -> None:
+        async with serving(says("x"), api_key=KEY) as server:
+            headers = {} if sent is None else {"authorization": sent.encode()}
+            response = await server.client.request(method, path, headers=headers)  # type: ignore[arg-type]
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+            assert response.json()["error"]["type"] == "authentication_error"
+
+    asyncio.run(test())
+
+
+def test_open_with_the_key() -> None:
+    async def test() -> None:
+        async with serving(says("x"), api_key=KEY) as server:
+            assert (await server.client.get("/health")).status_code == 200
+            for scheme in (b"Bearer", b"bearer"):
+                headers = {b"authorization": scheme + b" " + KEY.encode()}
+                response = await server.client.get("/v1/models", headers=headers)  # type: ignore[arg-type]
+                assert response.status_code == 200
+
+    asyncio.run(test())
+
+
+def test_no_key_set_means_no_key_needed() -> None:
+    async def test() -> None:
+        for key in (None, ""):
+            async with serving(says("x"), api_key=key) as server:
+                assert (await server.client.get("/v1/models")).status_code == 200
+
+    asyncio.run(test())
