@@ -1,0 +1,64 @@
+"""What a decoding step must at least read and compute, from the model's shape alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rosellm.bench.ceilings import Ceilings
+
+ROW_LOOKUPS = ("embed.", "position.")
+"""Tables of which a step reads single rows. A tied head counts as a matrix of its own."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sizes of a model in the type that it runs in.
+
+    Attributes:
+        parameters: of all matrices that every token passes through.
+        weight_bytes: of the same, read once a step.
+        kv_bytes: that a token keeps in the KV cache.
+        attention_flops: for a token, per token before it.
+    """
+
+    parameters: int
+    weight_bytes: int
+    kv_bytes: int
+    attention_flops: int
+
+    def bandwidth_bound(self, ceilings: Ceilings, sequences: int, context: float) -> float:
+        """Most decoded tokens a second if only reading weights and KV took time."""
+        step_bytes = self.weight_bytes + sequences * context * self.kv_bytes
+        return sequences * ceilings.bytes_s / step_bytes
+
+    def compute_bound(self, ceilings: Ceilings, context: float) -> float:
+        """Most tokens a second, of prompts or answers, if only arithmetic took time."""
+        return ceilings.flop_s / (2 * self.parameters + context * self.attention_flops)
+
+
+def model_cost(model: str, dtype: str) -> Cost:
+    """Read a model's shape; its weights are not loaded."""
+    import torch
+
+    from rosellm.roseinfer.kernels.table import choose_ops
+    from rosellm.roseinfer.loading.checkpoint import open_checkpoint
+    from rosellm.roseinfer.models.decoder import Decoder
+    from rosellm.roseinfer.models.registry import find_architecture
+
+    kind: torch.dtype = getattr(torch, dtype)
+    checkpoint = open_checkpoint(model)
+    architecture = find_architecture(checkpoint.architecture)
+    spec = architecture.read_config(checkpoint.config)
+    with torch.device("meta"):
+        decoder = Decoder(choose_ops(torch.device("cpu")), architecture, spec)
+    parameters = sum(
+        parameter.numel()
+        for name, parameter in decoder.named_parameters()
+        if not name.startswith(ROW_LOOKUPS)
+    )
+    return Cost(
+        parameters=parameters,
+        weight_bytes=parameters * kind.itemsize,
+        kv_bytes=sum(group.bytes_per_token(kind) for group in spec.kv_groups),
+        attention_flops=4 * spec.num_layers * spec.heads * spec.head_dim,
+    )
