@@ -1,0 +1,204 @@
+"""The specification of the operations: right (against fp64), and the same in any batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rosellm.roseinfer.kernels import reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+WIDTHS = [1, 3, 8, 17, 31, 48, 97, 172, 256, 1023, 4097]
+ROWS = 37
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def assert_near(found: Tensor, wanted: Tensor) -> None:
+    """Equal to an fp64 result, up to rounding to the type found and fp32 arithmetic before."""
+    step = torch.finfo(found.dtype).eps
+    torch.testing.assert_close(
+        found.double(), wanted, rtol=max(step, 2e-5), atol=max(step, 2e-5) * _scale(wanted)
+    )
+
+
+def _scale(wanted: Tensor) -> float:
+    return max(1.0, wanted.abs().max().item()) / 4
+
+
+def assert_rows_alone(op: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Each row has the bits that it has alone, and in any batch, wherever in it."""
+    together = op(x)
+    rows = x.shape[0]
+    for row in range(rows):
+        assert torch.equal(op(x[row : row + 1])[0], together[row]), f"row {row} alone"
+    for count in range(2, rows):
+        begin = (count * 7) % (rows - count + 1)
+        part = slice(begin, begin + count)
+        assert torch.equal(op(x[part]), together[part]), f"rows {part}"
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(op(x[order]), together[order])
+
+
+# -- linear -----------------------------------------------------------------------
+
+SHAPES = [(1, 1), (3, 5), (17, 33), (48, 97), (84, 48), (172, 64), (64, 512), (255, 257), (768, 96)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    columns, rows = shape
+    weight, bias = random(rows, columns, dtype=dtype), random(rows, dtype=dtype)
+    x = random(ROWS, columns, dtype=dtype, seed=1)
+    for maybe_bias in (None, bias):
+        packed = reference.pack_linear(weight, maybe_bias)
+        found = reference.linear(x, packed)
+        wanted = x.double() @ weight.double().T
+        if maybe_bias is not None:
+            wanted += bias.double()
+        assert found.dtype == dtype
+        assert found.shape == (ROWS, rows)
+        assert_near(found, wanted)
+        assert_rows_alone(lambda y, packed=packed: reference.linear(y, packed), x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(768, 3072), (1024, 4096), (4096, 64), (64, 50257)], ids=str)
+def test_wide_linear_rows(shape: tuple[int, int], threads: int, dtype: torch.dtype) -> None:
+    columns, rows = shape
+    packed = reference.pack_linear(random(rows, columns, dtype=dtype), random(rows, dtype=dtype))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = random(ROWS, columns, dtype=dtype, seed=1)
+        assert_rows_alone(lambda y: reference.linear(y, packed), x)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_packing_copies_nothing_that_needs_no_padding() -> None:
+    weight = random(32, 48)
+    assert reference.pack_linear(weight, None).weight is weight
+
+
+def test_embedding_is_a_row_of_the_packed_table() -> None:
+    table = random(97, 45)
+    packed = reference.pack_linear(table, None)
+    ids = torch.tensor([96, 0, 3, 3])
+    assert torch.equal(reference.embedding(ids, packed), table[ids])
+
+
+# -- rows -------------------------------------------------------------------------
+
+
+def naive_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    x = x.double()
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+
+
+def naive_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    x = x.double()
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + 1e-5).sqrt() * weight.double() + bias.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rms_norm(width: int, dtype: torch.dtype) -> None:
+    x, weight = random(ROWS, width, dtype=dtype), random(width, dtype=dtype)
+    found = reference.rms_norm(x, weight, 1e-5)
+    assert found.dtype == dtype
+    assert_near(found, naive_rms_norm(x, weight))
+    assert_rows_alone(lambda y: reference.rms_norm(y, weight, 1e-5), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layer_norm(width: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (
+        random(*shape, dtype=dtype, seed=i)
+        for i, shape in enumerate([(ROWS, width), (width,), (width,)])
+    )
+    found = reference.layer_norm(x, weight, bias, 1e-5)
+    assert found.dtype == dtype
+    assert_near(found, naive_layer_norm(x, weight, bias))
+    assert_rows_alone(lambda y: reference.layer_norm(y, weight, bias, 1e-5), x)
+
+
+# -- element by element -----------------------------------------------------------
+
+
+def naive_silu_mul(x: Tensor) -> Tensor:
+    gate, up = x.double().chunk(2, dim=-1)
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def naive_gelu_erf(x: Tensor) -> Tensor:
+    return x.double() * (1 + torch.erf(x.double() / math.sqrt(2))) / 2
+
+
+def naive_gelu_tanh(x: Tensor) -> Tensor:
+    x = x.double()
+    return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "silu_mul": (reference.silu_mul, naive_silu_mul),
+    "gelu_erf": (reference.gelu_erf, naive_gelu_erf),
+    "gelu_tanh": (reference.gelu_tanh, naive_gelu_tanh),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation(name: str, width: int, dtype: torch.dtype) -> None:
+    op, naive = ACTIVATIONS[name]
+    # As a linear layer hands it on: columns of padding after each row.
+    padded = 4 * random(ROWS, 2 * width + 16, dtype=dtype)
+    for x in (padded[:, : 2 * width], padded[:, : 2 * width].contiguous()):
+        found = op(x)
+        assert found.dtype == dtype
+        assert_near(found, naive(x))
+        assert_rows_alone(op, x)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_far_out(name: str) -> None:
+    op, naive = ACTIVATIONS[name]
+    x = torch.tensor([[-1e4, -100.0, -0.0, 0.0, 100.0, 1e4] * 2])
+    torch.testing.assert_close(op(x).double(), naive(x))
+
+
+# -- rope and the cache -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dim", "rotated"), [(2, 2), (6, 6), (8, 4), (20, 20), (80, 32)])
+def test_rope_turns_pairs(dim: int, rotated: int, dtype: torch.dtype) -> None:
+    """Dimensions i and i + R/2 are a complex number that is turned by the angle."""
+    half = rotated // 2
+    x = random(ROWS, 5, dim, dtype=dtype)
+    angles = random(ROWS, half, seed=2) * 100
+    cos, sin = angles.cos(), angles.sin()
+    found = reference.rope(x, cos, sin)
+    wanted = x.double()
+    pairs = torch.complex(wanted[..., :half], wanted[..., half:rotated])
+    turned = pairs * torch.complex(cos.double(), sin.double())[:, None]
+    wanted = torch.cat([turned.real, turned.imag, wanted[..., rotated:]], dim=-1)
+    assert found.dtype == dtype
+    assert_near(found, wanted)
+    for row in range(ROWS):
+        alone = reference.rope(x[row : row + 1], cos[row : row + 1], sin[row : row + 1])
+        assert torch.equal(alone[0], found[row])
