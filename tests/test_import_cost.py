@@ -16,6 +16,7 @@ API_SIDE = (
     "rosellm.roseinfer.server",
     "rosellm.roseinfer.server.__main__",
     "rosellm.roseinfer.server.app",
+    "rosellm.roseinfer.server.run",
 )
 
 
