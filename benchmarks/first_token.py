@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -66,23 +68,23 @@ def _import_torch() -> float:
 def _start(model: Path, device: str, dtype: str) -> float:
     port = _free_port()
     command = [sys.executable, "-m", "rosellm.roseinfer.server", str(model), "--port", str(port)]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--device", device, "--dtype", dtype],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
-    try:
-        return asyncio.run(_first_text(process, port, model.name)) - start
-    finally:
-        process.terminate()
-        process.wait(30)
+    command += ["--device", device, "--dtype", dtype]
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, cwd=ROOT)
+        try:
+            return asyncio.run(_first_text(process, port, model.name)) - start
+        except RuntimeError as error:
+            log.seek(0)
+            raise RuntimeError(f"{error}:\n{log.read().decode(errors='replace')}") from None
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 async def _first_text(process: subprocess.Popen[bytes], port: int, model: str) -> float:
     """``time.perf_counter()`` of the first text that the server sends."""
-    server = Server.at(f"http://127.0.0.1:{port}")
+    server = Server.at(f"http://127.0.0.1:{port}", os.environ.get("ROSELLM_API_KEY"))
     body = {"model": model, "prompt": "Once upon a time", "max_tokens": 4, "stream": True}
     deadline = time.perf_counter() + PATIENCE_S
     while process.poll() is None and time.perf_counter() < deadline:

@@ -25,9 +25,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-import uvloop
-
 from benchmarks.fake_engine import VOCAB_SIZE, FakeRunner, add, fake_core
+from rosellm.bench import loop
 from rosellm.bench.stats import milliseconds
 from rosellm.roseinfer.engine.client import ProcessClient
 from rosellm.roseinfer.messages import Add, Outputs
@@ -41,9 +40,7 @@ WARM = 50
 def measure(*, sequences: int = 32, context: int = 512, steps: int = 500) -> dict[str, Any]:
     """Measure all three."""
     adds = _adds(sequences, context, WARM + steps)
-    engine, delivery = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(
-        _across_processes(adds)
-    )
+    engine, delivery = loop.run(_across_processes(adds))
     return {
         "sequences": sequences,
         "context": context,

@@ -164,7 +164,7 @@ def _add_lengths(command: argparse.ArgumentParser, num_requests: int) -> None:
         type=_count,
         metavar="N",
         default=num_requests,
-        help="requests in all (default: %(default)s)",
+        help="requests in all; of a trace, its first ones (default: %(default)s)",
     )
     for name, default in (("input", 256), ("output", 64)):
         group.add_argument(

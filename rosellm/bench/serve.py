@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rosellm.bench import loop
 from rosellm.bench.exchange import ExchangeError, Server, exchange
 from rosellm.bench.lengths import Lengths
 from rosellm.bench.load import Outcome, Prepared, ask, closed_loop, open_loop
@@ -81,21 +81,11 @@ class _Models(msgspec.Struct):
 def run(settings: Settings) -> int:
     """Measure, print the report and a JSON line. Returns 1 if no request was completed."""
     jobs = plan(settings)
-    found = run_loop(_measure(settings, jobs))
+    found = loop.run(_measure(settings, jobs))
     console = Console()
     show(console, f"{found['model']} · {settings.endpoint} · {settings.mode}", found)
     print(json.dumps(found), flush=True)
     return 0 if found["completed"] else 1
-
-
-def run_loop(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """Run a coroutine on the fastest event loop there is."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main)
 
 
 def plan(settings: Settings) -> list[Job]:

@@ -35,9 +35,11 @@ class FakeServer:
     headers: list[dict[str, str]] = field(default_factory=list)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):  # a client may leave when it likes
-            await self._handle(reader, writer)
-        writer.close()
+        try:
+            with suppress(ConnectionError):  # a client may leave when it likes
+                await self._handle(reader, writer)
+        finally:
+            writer.close()
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

@@ -40,13 +40,13 @@ def test_a_random_model_is_served_and_always_the_same(config, tmp_path):
 
 
 def test_every_id_of_a_random_models_tokenizer_has_text(tmp_path):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer(50257)))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer(20001)))
     made = load_tokenizer(str(tmp_path))
-    assert made.vocab_size == 50257
-    assert all(made.token_bytes(id) for id in range(0, 50257, 97))
+    assert made.vocab_size == 20001
+    assert all(made.token_bytes(id) for id in range(0, 20001, 97))
     text = "Once upon a time, für 3 roses. 🌹"
     assert made.decode(made.encode(text)) == text
-    assert made.token_bytes(40000).isascii()
+    assert made.token_bytes(19000).isascii()
 
 
 def test_offline_reports_in_its_last_line(model, quick_ceilings, capfd):

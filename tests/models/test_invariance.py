@@ -67,7 +67,7 @@ MODELS = [
     ]
 ]
 
-EVERY_THIRD = tuple(range(0, 2011, 3))
+MOST_TOKENS = tuple(token for token in range(2011) if token % 3)
 PARAMS: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {"temperature": 0.9},
@@ -77,11 +77,11 @@ PARAMS: list[dict[str, Any]] = [
     {"temperature": 1.1, "min_p": 0.05, "presence_penalty": 0.7, "logprobs": 0},
     {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "frequency_penalty": -0.4},
     {"temperature": 1.0, "logit_bias": ((5, 3.0), (77, -50.0), (9, 2.5))},
-    {"temperature": 1.0, "min_tokens": 4, "stop_token_ids": EVERY_THIRD},
+    {"temperature": 1.0, "min_tokens": 4, "stop_token_ids": MOST_TOKENS},
     {"temperature": 0.0, "frequency_penalty": 1.0, "min_tokens": 2, "stop_token_ids": (8, 9, 40)},
 ]
 LENGTHS = [1, 40, 7, 16, 90, 3, 33, 17, 2, 64, 129, 5, 15, 32, 48, 11, 1, 77, 24, 150]
-NEW = 7
+NEW = 6
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def test_the_requests_are_worth_comparing(subject: Subject) -> None:
     assert len({tuple(a.tokens[0]) for a in subject.alone([prompts[1]] * 8, hot)}) > 4
 
 
-@pytest.mark.parametrize("size", [2, 5, 17, 40])
+@pytest.mark.parametrize("size", [3, 17, 40])
 def test_batched_equals_single(subject: Subject, size: int) -> None:
     prompts = subject.prompts(size)
     core = subject.build(max_num_seqs=size)
@@ -181,7 +181,7 @@ def test_whatever_comes_and_goes_meanwhile(subject: Subject) -> None:
 
 @pytest.mark.parametrize("budget", [1, 7, 16, 33])
 def test_chunked_equals_whole(subject: Subject, budget: int) -> None:
-    prompts = subject.prompts(6 if budget == 1 else 20)
+    prompts = subject.prompts(4 if budget == 1 else 12)
     core = subject.build(max_num_batched_tokens=budget, prefix_cache=False)
     assert subject.run(core, prompts) == subject.alone(prompts)
 
@@ -189,7 +189,7 @@ def test_chunked_equals_whole(subject: Subject, budget: int) -> None:
 @pytest.mark.parametrize("block_size", [4, 16])
 def test_prefix_hit_equals_cold(subject: Subject, block_size: int) -> None:
     """The same prompts again, and prompts that go on from a prefix or from an answer."""
-    prompts = subject.prompts(20)
+    prompts = subject.prompts(12)
     core = subject.build(block_size=block_size)
     cold = subject.run(core, prompts)
     assert cold == subject.alone(prompts)
@@ -204,22 +204,22 @@ def test_prefix_hit_equals_cold(subject: Subject, block_size: int) -> None:
     ]
     results = subject.run(core, longer)
     assert results == subject.alone(longer)
-    assert sum(result.cached[0] for result in results) > 300
+    assert sum(result.cached[0] for result in results) > 150
 
 
 def test_preempted_equals_not(subject: Subject) -> None:
     prompts = subject.prompts(20)
     for prefix_cache in (True, False):
-        core = subject.build(block_size=4, num_blocks=70, prefix_cache=prefix_cache)
+        core = subject.build(block_size=4, num_blocks=48, prefix_cache=prefix_cache)
         assert subject.run(core, prompts) == subject.alone(prompts)
         assert core.scheduler.stats().preemptions > 0
 
 
 def test_choices_equal_those_of_fewer(subject: Subject) -> None:
     """A choice does not depend on how many there are; the first is that of n = 1."""
-    prompts = subject.prompts(10)
+    prompts = subject.prompts(7)
     five = subject.run(subject.build(), prompts, n=5)
-    busy = subject.build(block_size=4, num_blocks=90, max_num_batched_tokens=40)
+    busy = subject.build(block_size=4, num_blocks=60, max_num_batched_tokens=40)
     for number, core in [(2, subject.build()), (5, busy)]:
         for fewer, all_five, alone in zip(
             subject.run(core, prompts, n=number), five, subject.alone(prompts), strict=True
@@ -235,7 +235,7 @@ def test_choices_equal_those_of_fewer(subject: Subject) -> None:
 @pytest.mark.parametrize("budget", [None, 9])
 def test_resumed_equals_uninterrupted(subject: Subject, budget: int | None) -> None:
     """As after an engine's death: what was generated already is handed in."""
-    prompts = subject.prompts(20)
+    prompts = subject.prompts(12)
     whole = subject.alone(prompts)
     cuts = [i % len(result.tokens[0]) for i, result in enumerate(whole)]
     begun = [[result.tokens[0][:cut]] for result, cut in zip(whole, cuts, strict=True)]
@@ -259,7 +259,7 @@ def test_all_at_once(subject: Subject) -> None:
     """Chunks, hits, preemptions, choices and arrivals in one run, twice over."""
     prompts = subject.prompts(20)
     wanted = [(a.tokens[0], a.logprobs[0]) for a in subject.alone(prompts)]
-    core = subject.build(block_size=4, num_blocks=56, max_num_batched_tokens=24, max_num_seqs=9)
+    core = subject.build(block_size=4, num_blocks=48, max_num_batched_tokens=24, max_num_seqs=9)
     for turn in range(2):
         arrivals = [(11 * i + turn) % 31 for i in range(20)]
         numbers = [1 + (i + turn) % 3 for i in range(20)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,9 +51,20 @@ class KVStorage:
         for group in self.groups:
             shape = (2, group.kv_heads, self.null_slot + 1, group.head_dim)
             for layer in group.layers:
-                self._layers[layer] = torch.zeros(shape, dtype=dtype, device=device)
+                self._layers[layer] = _zeros(shape, dtype, device)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, each [kv heads, slots, D]."""
         keys, values = self._layers[index]
         return keys, values
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU from the system's zero pages, which cost nothing until they are written.
+
+    ``torch.zeros`` writes them all: seconds at start-up, and memory that is never used.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(dtype).view(shape)

@@ -6,8 +6,7 @@ A process, a thread, asyncio and offline use are thin wrappers round this one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rosellm.roseinfer.cache.blocks import BlockPool
@@ -22,6 +21,7 @@ from rosellm.roseinfer.messages import (
     Ready,
     RowError,
 )
+from rosellm.roseinfer.request import MAX_SEED
 from rosellm.roseinfer.scheduler import Scheduler
 from rosellm.roseinfer.step import StepPlan, StepResult
 
@@ -112,6 +112,8 @@ class EngineCore:
             return RowError("the prompt is empty", status=400, param="prompt")
         if message.n < 1 or len(message.generated) not in (0, message.n):
             return RowError("n must be at least 1 and match what is resumed", status=400, param="n")
+        if not 0 <= message.params.seed <= MAX_SEED:
+            return RowError(f"seed must be 0 to {MAX_SEED}", status=400, param="seed")
         if longest >= message.params.max_tokens:
             return RowError("nothing is left to generate", status=400, param="max_tokens")
         if len(message.prompt) + longest >= limit:
@@ -121,7 +123,8 @@ class EngineCore:
                 status=400,
                 code="context_length_exceeded",
             )
-        if not all(0 <= token < self.facts.vocab_size for token in _token_ids(message)):
+        groups = [group for group in _token_ids(message) if group]
+        if min(map(min, groups)) < 0 or max(map(max, groups)) >= self.facts.vocab_size:
             return RowError("the request has token ids outside the vocabulary", status=400)
         if self.scheduler.num_waiting + message.n > self._max_queue:
             return RowError(
@@ -132,8 +135,8 @@ class EngineCore:
         return None
 
 
-def _token_ids(message: Add) -> Iterator[int]:
+def _token_ids(message: Add) -> list[Sequence[int]]:
     """Every token id in a request, wherever it would index something."""
     params = message.params
-    biased = (token for token, _ in params.logit_bias)
-    return chain(message.prompt, *message.generated, params.stop_token_ids, biased)
+    biased = [token for token, _ in params.logit_bias]
+    return [message.prompt, *message.generated, params.stop_token_ids, biased]

@@ -26,6 +26,15 @@ def _meminfo_available() -> int:
     return 4 << 30
 
 
+def _reclaimable(root: Path) -> int:
+    """Page cache that the container would drop when it needs the memory: a checkpoint's, say."""
+    for line in (root / "memory.stat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
 def _cgroup_available() -> int | None:
     """What the container still allows (cgroup v2), or None without a limit."""
     root = Path("/sys/fs/cgroup")
@@ -33,6 +42,7 @@ def _cgroup_available() -> int | None:
         limit = (root / "memory.max").read_text().strip()
         if limit == "max":
             return None
-        return max(int(limit) - int((root / "memory.current").read_text()), 0)
+        used = int((root / "memory.current").read_text())
+        return max(int(limit) - used + _reclaimable(root), 0)
     except (OSError, ValueError):
         return None

@@ -1,0 +1,403 @@
+"""A scheduler over a model that needs no tensors and trusts nobody.
+
+The model keeps a "KV cache": for every slot, a fingerprint of all the tokens up to the one
+that was computed there (and of what the cache must not be shared across). Before it samples,
+it looks at every position of the sequence through the block table that the plan gives, so a
+block that is stale, overwritten, not yet computed or somebody else's is noticed at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, cycle, islice
+from typing import Any
+
+from rosellm.roseinfer.cache.blocks import BlockPool
+from rosellm.roseinfer.cache.manager import CacheManager
+from rosellm.roseinfer.messages import Add, FinishReason, Output
+from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.scheduler import Scheduler
+from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work
+
+Fingerprint = int
+END = 2
+"""Sampled now and then, so that answers can end; prompts are made of 0 and 1."""
+
+
+# -- what every answer must be ----------------------------------------------------------------
+
+
+def next_token(tokens: Sequence[int], params: SamplingParams, choice: int, position: int) -> int:
+    """A pure function of all that came before, the seed, the choice and the position."""
+    content = array("q", [params.seed, choice, position, *tokens]).tobytes()
+    draw = hashlib.blake2b(content, digest_size=1).digest()[0]
+    token = END if draw >= 224 else draw % 2
+    if token in params.stop_token_ids and position < params.min_tokens:
+        return next(other for other in (0, 1, END) if other not in params.stop_token_ids)
+    return token
+
+
+def alone(add: Add, choice: int, max_model_len: int) -> tuple[list[int], FinishReason]:
+    """What a choice comes to when nothing else exists, from its first token on."""
+    answer: list[int] = []
+    while (reason := finish_reason(add, answer, max_model_len)) is None:
+        answer.append(next_token([*add.prompt, *answer], add.params, choice, len(answer)))
+    return answer, reason
+
+
+def finish_reason(add: Add, answer: list[int], max_model_len: int) -> FinishReason | None:
+    """Whether, and why, an answer is complete."""
+    params = add.params
+    if len(answer) > params.min_tokens and answer[-1] in params.stop_token_ids:
+        return "stop"
+    longest = min(params.max_tokens, max_model_len - len(add.prompt))
+    return "length" if len(answer) == longest else None
+
+
+# -- the model --------------------------------------------------------------------------------
+
+
+@dataclass
+class Owner:
+    """What a sequence is made of, by the test's own account."""
+
+    add: Add
+    choice: int
+    tokens: list[int]
+
+    def fingerprints(self, end: int) -> list[Fingerprint]:
+        root = hash((self.add.tenant, self.add.cache_salt))
+        chain = accumulate(self.tokens[:end], lambda *pair: hash(pair), initial=root)
+        return list(chain)[1:]
+
+
+class WatchedPool(BlockPool):
+    """Forgets what a block held when it is handed out; looks at it when it is published."""
+
+    def __init__(self, total: int, block_size: int) -> None:
+        super().__init__(total)
+        self.kv: list[Fingerprint | None] = [None] * (total * block_size)
+        self.evictions: list[int] = []
+        self._block_size = block_size
+        self._contents: dict[bytes, Fingerprint | None] = {}
+
+    def allocate(self, count: int) -> list[int]:
+        blocks = super().allocate(count)
+        assert len(blocks) == count
+        for block in blocks:
+            self.kv[self._slots(block)] = [None] * self._block_size
+        return blocks
+
+    def publish(self, block: int, block_hash: bytes) -> None:
+        super().publish(block, block_hash)
+        content = self.kv[self._slots(block)]
+        assert None not in content, "a block is published that is not computed"
+        known = self._contents.setdefault(block_hash, content[-1])
+        assert known == content[-1], "one hash, two contents"
+
+    def write(self, block: int, offset: int, value: Fingerprint) -> None:
+        assert self.references(block) == 1, "a shared block is written to"
+        assert self._hash[block] is None, "a published block is written to"
+        self.kv[block * self._block_size + offset] = value
+
+    def _slots(self, block: int) -> slice:
+        return slice(block * self._block_size, (block + 1) * self._block_size)
+
+    def _evict(self) -> int:
+        self.evictions.append(block := super()._evict())
+        return block
+
+
+class FakeModel:
+    """Executes plans over the pools' fingerprints.
+
+    Args:
+        owner: who a sequence number belongs to.
+    """
+
+    def __init__(
+        self, pools: Sequence[WatchedPool], block_size: int, owner: Callable[[int], Owner]
+    ) -> None:
+        self._pools = pools
+        self._block_size = block_size
+        self._owner = owner
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        # The past must be in the cache before this step writes anything.
+        for work in plan.work:
+            self._verify(work, work.start)
+        for work in plan.work:
+            self._write(work)
+        return StepResult(tuple(self._samples(work) for work in plan.work))
+
+    def _verify(self, work: Work, end: int) -> None:
+        expected = self._owner(work.sequence).fingerprints(end)
+        for pool, table in zip(self._pools, work.tables, strict=True):
+            found = [pool.kv[self._slot(table, position)] for position in range(end)]
+            assert found == expected, f"sequence {work.sequence} reads another's cache"
+
+    def _write(self, work: Work) -> None:
+        owner = self._owner(work.sequence)
+        end = work.start + len(work.tokens)
+        assert 0 <= work.start < end <= len(owner.tokens)
+        assert list(work.tokens) == owner.tokens[work.start : end]
+        values = owner.fingerprints(end)
+        for pool, table in zip(self._pools, work.tables, strict=True):
+            assert len(set(table)) == len(table)
+            for position in range(work.start, end):
+                block, offset = divmod(position, self._block_size)
+                pool.write(table[block], offset, values[position])
+
+    def _samples(self, work: Work) -> tuple[Sample, ...]:
+        owner = self._owner(work.sequence)
+        end = work.start + len(work.tokens)
+        assert len(work.logits) == (end == len(owner.tokens)), "a token is sampled at the end only"
+        self._verify(work, end)
+        return tuple(self._sample(owner, row, end - 1 - work.start) for row in work.logits)
+
+    def _sample(self, owner: Owner, row: LogitRow, offset: int) -> Sample:
+        tokens, prompt_len = owner.tokens, len(owner.add.prompt)
+        assert (row.offset, row.params, row.choice) == (offset, owner.add.params, owner.choice)
+        assert row.position == len(tokens) - prompt_len
+        if row.params.needs_history:
+            assert (list(row.history), row.prompt_len) == (tokens, prompt_len)
+        return Sample(next_token(tokens, row.params, row.choice, row.position))
+
+    def _slot(self, table: Sequence[int], position: int) -> int:
+        block, offset = divmod(position, self._block_size)
+        return table[block] * self._block_size + offset
+
+
+# -- the harness ------------------------------------------------------------------------------
+
+
+@dataclass
+class Asked:
+    """One request and what has come of it so far, ``generated`` included."""
+
+    add: Add
+    answers: list[list[int]]
+    finish: list[FinishReason | None]
+    cached: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def unfinished(self) -> int:
+        return 0 if self.over else sum(reason is None for reason in self.finish)
+
+
+@dataclass
+class Submitted:
+    """A plan on its way, and its result once it has run."""
+
+    plan: StepPlan
+    result: StepResult | None = None
+
+
+class Harness:
+    """A scheduler, its cache, the fake model and a clock; keeps its own books on all of them."""
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 4,
+        num_blocks: int = 64,
+        num_groups: int = 1,
+        max_num_seqs: int = 8,
+        budget: int = 64,
+        max_model_len: int | None = None,
+        prefix_cache: bool = True,
+        ageing: float = 10.0,
+    ) -> None:
+        self.now = 0.0
+        self.pools = [WatchedPool(num_blocks, block_size) for _ in range(num_groups)]
+        self.cache = CacheManager(self.pools, block_size, prefix_cache)
+        self.max_model_len = max_model_len or num_blocks * block_size
+        self.scheduler = Scheduler(
+            self.cache,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=self.max_model_len,
+            ageing=ageing,
+            clock=lambda: self.now,
+        )
+        self.model = FakeModel(self.pools, block_size, self._owner)
+        self.asked: dict[int, Asked] = {}
+        self.in_flight: deque[Submitted] = deque()
+        self.steps = 0
+        self._sequences: dict[int, tuple[int, int]] = {}
+
+    # -- what a client does --
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        *,
+        n: int = 1,
+        generated: Sequence[Sequence[int]] = (),
+        tenant: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
+        **params: Any,
+    ) -> int:
+        """Add a request; ``params`` are sampling parameters. Returns its id."""
+        add = Add(
+            len(self.asked) + 1,
+            list(prompt),
+            SamplingParams(**{"seed": 0, "max_tokens": 4, **params}),
+            n=n,
+            generated=[list(tokens) for tokens in generated],
+            tenant=tenant,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        answers = [list(tokens) for tokens in generated] or [[] for _ in range(n)]
+        self.asked[add.id] = Asked(add, answers, [None] * n)
+        self.scheduler.add(add)
+        return add.id
+
+    def abort(self, id: int) -> Output | None:
+        row = self.scheduler.abort(id)
+        asked = self.asked.get(id)
+        if asked is None or asked.over:
+            assert row is None, "an abort of nothing is no news"
+        else:
+            assert row is not None
+            assert (row.id, row.finish, row.last) == (id, "abort", True)
+            asked.over = True
+        return row
+
+    # -- what the engine does --
+
+    def submit(self) -> StepPlan:
+        running = self.scheduler._running
+        idle = {number: s.rank for number, s in running.items() if not s.in_flight}
+        plan = self.scheduler.schedule()
+        preempted = [rank for number, rank in idle.items() if number not in running]
+        kept = [rank for number, rank in idle.items() if number in running]
+        assert not preempted or not kept or max(kept) < min(preempted), "an urgent one yields"
+        for work in plan.work:
+            sequence = self.scheduler._sequences[work.sequence]
+            self._sequences[work.sequence] = (sequence.request.id, sequence.choice)
+        self._check_plan(plan)
+        self.in_flight.append(Submitted(plan))
+        return plan
+
+    def execute(self, count: int | None = None) -> None:
+        """Run those of the submitted plans, or of the oldest ``count``, that have not run yet."""
+        for submitted in islice(self.in_flight, count):
+            if submitted.result is None:
+                submitted.result = self.model.execute(submitted.plan)
+
+    def execute_again(self) -> None:
+        """Run the newest plan once more: nothing may change by it."""
+        self.execute()
+        before = [list(pool.kv) for pool in self.pools]
+        assert self.model.execute(self.in_flight[-1].plan) == self.in_flight[-1].result
+        assert before == [pool.kv for pool in self.pools]
+
+    def complete(self) -> list[Output]:
+        """Take in the result of the oldest plan."""
+        self.execute(1)
+        submitted = self.in_flight.popleft()
+        assert submitted.result is not None
+        rows = self.scheduler.update(submitted.plan, submitted.result)
+        self.steps += 1
+        for row in rows:
+            self._record(row)
+        return rows
+
+    def discard(self) -> None:
+        """Take the newest plan back."""
+        self.scheduler.discard(self.in_flight.pop().plan)
+
+    def step(self) -> list[Output]:
+        self.submit()
+        return self.complete()
+
+    def run(self, depths: Sequence[int] = (1,)) -> None:
+        """Step until everything is answered.
+
+        ``depths`` are the numbers of plans that may be in flight at once, in turn.
+        """
+        most = 100 + 5 * self.max_model_len * self._unfinished
+        for depth in islice(cycle(depths), most):
+            self.submit()
+            while self.in_flight and (len(self.in_flight) >= depth or not self.scheduler.has_work):
+                self.complete()
+            self.check()
+            if not self.scheduler.has_work:
+                return
+        raise AssertionError("the scheduler makes no progress")
+
+    # -- what must hold --
+
+    def answer(self, id: int, choice: int = 0) -> list[int]:
+        return self.asked[id].answers[choice]
+
+    def alone(self, id: int, choice: int = 0) -> list[int]:
+        return alone(self.asked[id].add, choice, self.max_model_len)[0]
+
+    def check(self) -> None:
+        """What holds between any two calls."""
+        self.scheduler.check()
+        stats = self.scheduler.stats()
+        assert stats.running + stats.waiting == self._unfinished
+        assert stats.waiting >= 0
+        assert self.scheduler.has_work == any(not asked.over for asked in self.asked.values())
+        assert stats.blocks_free + stats.blocks_used + stats.blocks_cached == stats.blocks_total
+        for pool in self.pools:
+            used = sum(pool.references(block) > 0 for block in range(pool.total))
+            assert (used, pool.free + pool.used + pool.cached) == (pool.used, pool.total)
+            assert pool.available == pool.free + pool.cached
+
+    def check_drained(self) -> None:
+        """What holds when every request has been answered."""
+        self.check()
+        assert not self.scheduler.has_work
+        assert not self.scheduler._sequences
+        assert all(asked.over for asked in self.asked.values())
+        assert all(pool.used == 0 for pool in self.pools)
+        self.cache.flush()
+        assert all(pool.free == pool.total for pool in self.pools)
+
+    @property
+    def _unfinished(self) -> int:
+        return sum(asked.unfinished for asked in self.asked.values())
+
+    def _owner(self, number: int) -> Owner:
+        id, choice = self._sequences[number]
+        asked = self.asked[id]
+        return Owner(asked.add, choice, [*asked.add.prompt, *asked.answers[choice]])
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
+        assert len(plan.work) <= self.scheduler.max_num_seqs
+        assert len({work.sequence for work in plan.work}) == len(plan.work)
+        for work in plan.work:
+            assert not self.asked[self._sequences[work.sequence][0]].over
+
+    def _record(self, row: Output) -> None:
+        asked = self.asked[row.id]
+        assert not asked.over, "a row after the last one"
+        assert asked.finish[row.choice] is None, "a row after the choice's last one"
+        assert row.tokens
+        assert row.error is None
+        assert 0 <= row.cached <= len(asked.add.prompt) - (not asked.add.generated)
+        answer = asked.answers[row.choice]
+        for token in row.tokens:
+            assert finish_reason(asked.add, answer, self.max_model_len) is None
+            tokens = [*asked.add.prompt, *answer]
+            assert token == next_token(tokens, asked.add.params, row.choice, len(answer))
+            answer.append(token)
+        assert row.finish == finish_reason(asked.add, answer, self.max_model_len)
+        asked.steps.append(self.steps)
+        asked.cached.append(row.cached)
+        asked.finish[row.choice] = row.finish
+        asked.over = row.last
+        assert row.last == (None not in asked.finish)

@@ -1,0 +1,211 @@
+"""Whatever clients do and however steps interleave, scheduler and cache keep their promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from rosellm.roseinfer.cache import manager
+from tests.engine.fake import END, Asked, Harness, alone
+
+LETTERS = st.one_of([st.lists(st.integers(0, 1), min_size=1, max_size=most) for most in (3, 6, 24)])
+WHICH = st.integers(0, 30)
+PARAMS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2),
+        "max_tokens": st.one_of(st.integers(1, 4), st.integers(5, 20)),
+        "min_tokens": st.integers(0, 4),
+        "stop_token_ids": st.sampled_from([(), (), (END,), (1, END)]),
+        "presence_penalty": st.sampled_from([0.0, 1.0]),
+    }
+)
+FIELDS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "priority": st.integers(-2, 2),
+        "tenant": st.sampled_from(["", "", "a"]),
+        "cache_salt": st.sampled_from(["", "", "a"]),
+    }
+)
+REQUESTS = st.tuples(LETTERS, st.sampled_from([1, 1, 2, 3]), PARAMS, FIELDS)
+MOST_IN_FLIGHT = 2
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Drives a ``Harness``, which compares every row and every cache slot with its own books."""
+
+    @initialize(
+        block_size=st.sampled_from([1, 1, 2, 3, 4]),
+        num_blocks=st.integers(4, 16),
+        num_groups=st.integers(1, 2),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.sampled_from([1, 2, 3, 4, 8, 16]),
+        prefix_cache=st.sampled_from([True, True, True, False]),
+        hashes_per_call=st.sampled_from([1, 2, 1024]),
+        depths=st.lists(st.integers(1, MOST_IN_FLIGHT), min_size=1, max_size=6),
+    )
+    def start(
+        self,
+        block_size: int,
+        num_blocks: int,
+        num_groups: int,
+        max_num_seqs: int,
+        budget: int,
+        prefix_cache: bool,
+        hashes_per_call: int,
+        depths: list[int],
+    ) -> None:
+        self._depths = depths
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(manager, "HASHES_PER_CALL", hashes_per_call)
+        self.harness = Harness(
+            block_size=block_size,
+            num_blocks=num_blocks,
+            num_groups=num_groups,
+            max_num_seqs=max_num_seqs,
+            budget=budget,
+            prefix_cache=prefix_cache,
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        try:
+            self.harness.run(self._depths)
+            self.harness.check_drained()
+        finally:
+            self._patch.undo()
+
+    # -- clients --
+
+    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=3))
+    def add(self, requests: list[tuple[list[int], int, dict[str, Any], dict[str, Any]]]) -> None:
+        for prompt, n, params, fields in requests:
+            self.harness.add(prompt[: self._longest_prompt], n=n, **params, **fields)
+
+    @precondition(lambda self: self.harness.asked)
+    @rule(which=WHICH, tail=LETTERS, params=PARAMS)
+    def add_next_turn(self, which: int, tail: list[int], params: dict[str, Any]) -> None:
+        """A prompt that begins as an earlier one and its answer did."""
+        asked = self._pick(which)
+        prompt = [*asked.add.prompt, *asked.answers[0], *tail][: self._longest_prompt]
+        salt: dict[str, Any] = {"tenant": asked.add.tenant, "cache_salt": asked.add.cache_salt}
+        self.harness.add(prompt, **params, **salt)
+
+    @precondition(lambda self: self.harness.asked)
+    @rule(which=WHICH, lengths=st.lists(st.integers(0, 12), min_size=3, max_size=3))
+    def add_resumed(self, which: int, lengths: list[int]) -> None:
+        """An earlier request once more, of which part of the answer is known."""
+        add = self._pick(which).add
+        generated = []
+        for choice, length in zip(range(add.n), lengths, strict=False):
+            answer, _ = alone(add, choice, self.harness.max_model_len)
+            generated.append(answer[: min(length, len(answer) - 1)])
+        params = {name: getattr(add.params, name) for name in add.params.__struct_fields__}
+        self.harness.add(add.prompt, n=add.n, generated=generated, **params)
+
+    @rule(which=WHICH)
+    def abort(self, which: int) -> None:
+        """Of a request that runs, waits, has ended or, with 0, was never there."""
+        self.harness.abort(which % (len(self.harness.asked) + 1))
+
+    @rule(seconds=st.sampled_from([0.1, 15.0]))
+    def wait(self, seconds: float) -> None:
+        self.harness.now += seconds
+
+    @rule()
+    def flush(self) -> None:
+        self.harness.cache.flush()
+
+    # -- the engine --
+
+    @precondition(lambda self: not self.harness.in_flight)
+    @rule()
+    def step(self) -> None:
+        for _ in range(1 + self.harness.max_model_len):
+            plan = self.harness.submit()
+            self.harness.complete()
+            if plan.work or not self.harness.scheduler.has_work:
+                return  # a plan is empty only while a long prompt is being hashed
+        raise AssertionError("there is work, and none of it is planned")
+
+    @precondition(lambda self: not self.harness.in_flight)
+    @rule(executed=st.booleans())
+    def step_after_a_discarded_one(self, executed: bool) -> None:
+        self.harness.submit()
+        if executed:
+            self.harness.execute()
+        self.harness.discard()
+        self.harness.check()
+        self.harness.step()
+
+    @rule(depths=st.lists(st.integers(1, MOST_IN_FLIGHT), max_size=8))
+    def run_on(self, depths: list[int]) -> None:
+        """Some steps with one or two plans in flight."""
+        for depth in depths:
+            if len(self.harness.in_flight) < MOST_IN_FLIGHT:
+                self.harness.submit()
+            while len(self.harness.in_flight) >= depth:
+                self.harness.complete()
+            self.harness.check()
+
+    @precondition(lambda self: len(self.harness.in_flight) < MOST_IN_FLIGHT)
+    @rule(execute=st.booleans())
+    def submit(self, execute: bool) -> None:
+        self.harness.submit()
+        if execute:
+            self.harness.execute()
+
+    @precondition(lambda self: self.harness.in_flight)
+    @rule()
+    def execute_again(self) -> None:
+        self.harness.execute_again()
+
+    @precondition(lambda self: self.harness.in_flight)
+    @rule()
+    def complete(self) -> None:
+        self.harness.complete()
+
+    @precondition(lambda self: self.harness.in_flight)
+    @rule()
+    def discard(self) -> None:
+        self.harness.discard()
+
+    @invariant()
+    def books_agree(self) -> None:
+        if hasattr(self, "harness"):
+            self.harness.check()
+
+    @property
+    def _longest_prompt(self) -> int:
+        return self.harness.max_model_len - 1
+
+    def _pick(self, which: int) -> Asked:
+        return list(self.harness.asked.values())[which % len(self.harness.asked)]
+
+
+def hold(max_examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        SchedulerMachine,
+        settings=settings(max_examples=max_examples, stateful_step_count=steps, deadline=None),
+    )
+
+
+def test_promises_hold() -> None:
+    hold(max_examples=150, steps=50)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_promises_hold_for_longer() -> None:
+    hold(max_examples=1500, steps=80)
