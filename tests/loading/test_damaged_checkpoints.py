@@ -353,7 +353,7 @@ def test_more_than_the_memory_holds(kind: str, hidden: str, pristine: Path, tmp_
 # -- anything at all --------------------------------------------------------------
 
 FUZZ = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     database=None,

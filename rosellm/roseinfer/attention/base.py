@@ -42,7 +42,7 @@ class AttentionBackend(Protocol):
 
         Args:
             q: [T, heads, D].
-            keys, values: the layer's cache, [kv heads, slots, D], the step's own tokens
+            keys, values: the layer's cache, [slots, kv heads, D], the step's own tokens
                 already written.
             scale: multiplies the scores.
 

@@ -99,7 +99,7 @@ class ReferenceAttention:
         return meta.slots
 
     def run(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, meta: Tiles) -> Tensor:
-        kv_heads, _, dim = keys.shape
+        _, kv_heads, dim = keys.shape
         group = q.shape[1] // kv_heads
         tiled = self._tile(q.float() * scale, kv_heads, meta)
         maximum = tiled.new_full((*tiled.shape[:3], 1), -torch.inf)
@@ -107,15 +107,17 @@ class ReferenceAttention:
         output = torch.zeros_like(tiled)
         for index, active in enumerate(meta.active):
             slots = meta.kv_slots[meta.sequences[:active], index * KV_TILE : (index + 1) * KV_TILE]
-            k, v = (_gather(cache, slots) for cache in (keys, values))
+            heads = torch.arange(kv_heads, device=self._device)
+            rows = slots * kv_heads + heads[:, None, None]
+            k, v = (_gather(cache, rows) for cache in (keys, values))
             hidden = self._hidden(meta, index, active).repeat_interleave(group, dim=1)
             scores = batched_matmul(tiled[:, :active], k.transpose(2, 3))
             scores.masked_fill_(hidden, -torch.inf)
             state = maximum[:, :active], total[:, :active], output[:, :active]
             _accumulate(state, scores, v)
         output = (output / total)[..., :dim]
-        rows = output.unflatten(2, (QUERY_TILE, group)).permute(1, 2, 0, 3, 4)
-        attended: Tensor = rows.reshape(-1, kv_heads * group, dim)[meta.inverse].to(q.dtype)
+        output = output.unflatten(2, (QUERY_TILE, group)).permute(1, 2, 0, 3, 4)
+        attended: Tensor = output.reshape(-1, kv_heads * group, dim)[meta.inverse].to(q.dtype)
         return attended
 
     def _tile(self, q: Tensor, kv_heads: int, meta: Tiles) -> Tensor:
@@ -155,10 +157,11 @@ def _pad_last(x: Tensor) -> Tensor:
     return F.pad(x, (0, padding)) if padding else x
 
 
-def _gather(cache: Tensor, slots: Tensor) -> Tensor:
-    """Slots [tiles, n] of a cache [kv heads, slots, D]: [kv heads, tiles, n, D padded], fp32."""
-    rows = cache.index_select(1, slots.flatten()).unflatten(1, slots.shape)
-    return _pad_last(rows.float())
+def _gather(cache: Tensor, rows: Tensor) -> Tensor:
+    """Rows [kv heads, tiles, n] of a cache [slots, kv heads, D], where row = slot * kv heads +
+    head: [kv heads, tiles, n, D padded] in fp32. One pass, which also transposes."""
+    gathered = cache.flatten(0, 1).index_select(0, rows.flatten())
+    return _pad_last(gathered.view(*rows.shape, -1).float())
 
 
 def _accumulate(state: tuple[Tensor, Tensor, Tensor], scores: Tensor, values: Tensor) -> None:

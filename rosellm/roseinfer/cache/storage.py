@@ -49,12 +49,12 @@ class KVStorage:
         self.null_slot = (num_blocks + 1) * block_size - 1
         self._layers: dict[int, Tensor] = {}
         for group in self.groups:
-            shape = (2, group.kv_heads, self.null_slot + 1, group.head_dim)
+            shape = (2, self.null_slot + 1, group.kv_heads, group.head_dim)
             for layer in group.layers:
                 self._layers[layer] = _zeros(shape, dtype, device)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, each [kv heads, slots, D]."""
+        """Keys and values of one layer, each [slots, kv heads, D]."""
         keys, values = self._layers[index]
         return keys, values
 

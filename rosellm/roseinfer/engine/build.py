@@ -43,9 +43,9 @@ def build_engine(
     ops = choose_ops(device)
 
     with torch.device("meta"):
-        model = Decoder(ops, architecture, spec).to(dtype)
-    _check_memory(model, device)
-    model = model.to_empty(device=device)
+        model = Decoder(ops, architecture, spec)
+    _check_memory(model.num_weights() * dtype.itemsize, device)
+    model.allocate(dtype, device)
     done = 0
 
     def on_bytes(count: int) -> None:
@@ -99,11 +99,12 @@ def _check(config: EngineConfig) -> None:
         raise ConfigError("--max-queue must be at least 1")
 
 
-def _check_memory(model: Decoder, device: torch.device) -> None:
-    needed = sum(p.numel() * p.itemsize for p in model.parameters()) / (1 << 30)
-    free = memory.available(device) / (1 << 30)
+def _check_memory(needed: int, device: torch.device) -> None:
+    free = memory.available(device)
     if needed > free:
-        raise ModelError(f"the weights take {needed:.2f} GiB and {free:.2f} GiB are free")
+        raise ModelError(
+            f"the weights take {needed / (1 << 30):.2f} GiB and {free / (1 << 30):.2f} GiB are free"
+        )
 
 
 def _fingerprint(

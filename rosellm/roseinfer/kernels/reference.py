@@ -164,5 +164,5 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def write_kv(cache: Tensor, slots: Tensor, values: Tensor) -> None:
-    """Store values [T, kv heads, D] at slots [T] of cache [kv heads, slots, D]."""
-    cache.index_copy_(1, slots, values.transpose(0, 1).to(cache.dtype))
+    """Store values [T, kv heads, D] at slots [T] of cache [slots, kv heads, D]."""
+    cache.index_copy_(0, slots, values.to(cache.dtype))

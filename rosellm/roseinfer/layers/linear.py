@@ -44,9 +44,8 @@ class Linear(nn.Module):
         self.weight.data = self.weight.data.new_empty(0)
 
     def share(self, table: Embedding) -> None:
-        """Use an embedding's table as the weight (tied)."""
+        """Use an embedding's table as the weight (tied); the own one is never filled."""
         self._packed = table.packed
-        self.weight.data = self.weight.data.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         assert self._packed is not None, "pack() comes before the first use"

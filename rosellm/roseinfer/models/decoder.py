@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 
 from rosellm.roseinfer.kernels.table import Ops
@@ -75,15 +78,31 @@ class Decoder(nn.Module):
         self.norm = build_norm(ops, spec)
         self.head = Linear(ops, spec.hidden_size, {"head": spec.vocab_size}, bias=False)
 
+    def num_weights(self) -> int:
+        """Numbers to load: all parameters, a table that the head shares once."""
+        return sum(p.numel() for module in self._own_modules() for p in module.parameters(False))
+
+    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Give every parameter memory of its own, not filled yet; they may be on "meta" before.
+
+        Not ``to_empty``: that looks at the meta tensors, for which torch imports sympy.
+        """
+        for module in self._own_modules():
+            for name, old in list(module.named_parameters(recurse=False)):
+                new = torch.empty(old.shape, dtype=dtype, device=device)
+                setattr(module, name, nn.Parameter(new, requires_grad=False))
+
     def pack(self) -> None:
         """Lay all weights out for the kernels. Call once, after loading."""
-        for module in self.modules():
-            if isinstance(module, Embedding) or (
-                isinstance(module, Linear) and not (self.spec.tied and module is self.head)
-            ):
+        for module in self._own_modules():
+            if isinstance(module, Embedding | Linear):
                 module.pack()
         if self.spec.tied:
             self.head.share(self.embed)
+
+    def _own_modules(self) -> Iterator[nn.Module]:
+        """All modules but a head whose weight is the embedding's."""
+        return (m for m in self.modules() if not (self.spec.tied and m is self.head))
 
     def forward(self, ids: Tensor, step: Step, embeddings: Tensor | None = None) -> Tensor:
         """Hidden states [T, H] of token ids [T]; ``embeddings`` [T, H] override the table."""
