@@ -243,13 +243,15 @@ def _as_is(message: Add | Abort | Flush | None) -> Add | Abort | Flush | None:
 
 
 def _child_environment() -> dict[str, str]:
-    """What the engine process inherits.
+    """What the engine process inherits, and that it imports this very package.
 
-    The child imports this very package, however the parent came by it. Its OpenMP threads
-    sleep while they wait: by default they spin, and on a machine with something else to do
-    (this server's own HTTP side, say) steps then take ten times as long.
+    Its OpenMP threads spin only for a moment before they sleep. By default they spin for
+    milliseconds, and on a machine with something else to do (this server's own HTTP side,
+    say) they keep the cores from the threads that they wait for.
     """
     root = str(Path(rosellm.__file__).parents[1])
     inherited = os.environ.get("PYTHONPATH")
     path = f"{root}:{inherited}" if inherited else root
-    return {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": path}
+    brief = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+    chosen = {} if "OMP_WAIT_POLICY" in os.environ else brief
+    return {**chosen, **os.environ, "PYTHONPATH": path}
