@@ -125,5 +125,11 @@ def test_the_seeds_own_command(tmp_path: Path) -> None:
         chat = {"model": "X", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat)
         assert answer.json()["usage"]["completion_tokens"] <= 8
+        seeds = {**chat, "model": "roseinfer-gpt2", "temperature": 0.7, "top_p": 0.95}
+        for stream in (False, True):
+            answer = httpx.post(
+                f"{server.url}/v1/chat/completions", json={**seeds, "stream": stream}
+            )
+            assert answer.status_code == 200
     finally:
         assert server.stop() == 0
