@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse_args(argv or ["--help"])
     run: Callable[[argparse.Namespace], int] = args.run
     return run(args)
 

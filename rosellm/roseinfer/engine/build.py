@@ -62,7 +62,8 @@ def build_engine(
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, dtype, device)
     backend = ReferenceAttention(block_size, storage.null_slot, device)
     runner = ModelRunner(model, storage, backend, device, plan.max_model_len)
-    invariant = ops.invariant and backend.invariant
+    promised = ops.invariant and backend.invariant
+    invariant = promised and model.rows_are_independent()
     facts = Ready(
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab_size,
@@ -76,7 +77,7 @@ def build_engine(
             dtype_decision,
             *plan.decisions,
             step_decision,
-            Decision("kernels", ops.name, ops.reason),
+            Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
             Decision("attention", backend.name, "paged, plain torch"),
         ],
     )
@@ -105,6 +106,13 @@ def _check_memory(needed: int, device: torch.device) -> None:
         raise ModelError(
             f"the weights take {needed / (1 << 30):.2f} GiB and {free / (1 << 30):.2f} GiB are free"
         )
+
+
+def _tried(promised: bool, invariant: bool) -> str:
+    if not promised:
+        return "a row's bits may depend on its batch"
+    kept = "keep" if invariant else "do not keep"
+    return f"rows {kept} their bits in a batch, as tried on this machine"
 
 
 def _fingerprint(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from rosellm.roseinfer.kernels.reference import PackedLinear
 from rosellm.roseinfer.kernels.table import Ops
 
+_PROBE_ROWS = 5
+
 
 class Linear(nn.Module):
     """y = x W^T + b.
@@ -22,6 +24,7 @@ class Linear(nn.Module):
     def __init__(self, ops: Ops, in_features: int, parts: dict[str, int], *, bias: bool) -> None:
         super().__init__()
         self.parts = parts
+        self.in_features = in_features
         self._ops = ops
         out_features = sum(parts.values())
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
@@ -50,6 +53,16 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert self._packed is not None, "pack() comes before the first use"
         return self._ops.linear(x, self._packed)
+
+    def rows_are_independent(self) -> bool:
+        """Try on this machine whether a row has the same bits alone as among others."""
+        assert self._packed is not None, "pack() comes before the first use"
+        count, width = _PROBE_ROWS, self._packed.in_features
+        weight = self._packed.weight
+        rows = torch.linspace(-1, 1, count * width, device=weight.device).sin().to(weight.dtype)
+        rows = rows.view(count, width)
+        together = self(rows)
+        return torch.equal(self(rows[3:4])[0], together[3])
 
 
 class Embedding(nn.Module):

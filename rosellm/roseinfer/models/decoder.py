@@ -100,6 +100,13 @@ class Decoder(nn.Module):
         if self.spec.tied:
             self.head.share(self.embed)
 
+    @torch.inference_mode()
+    def rows_are_independent(self) -> bool:
+        """Try one product of each shape on this machine: libraries choose their loops by shape."""
+        layers = [module for module in self.modules() if isinstance(module, Linear)]
+        shapes = {(*layer.parts.values(), layer.in_features): layer for layer in layers}
+        return all(layer.rows_are_independent() for layer in shapes.values())
+
     def _own_modules(self) -> Iterator[nn.Module]:
         """All modules but a head whose weight is the embedding's."""
         return (m for m in self.modules() if not (self.spec.tied and m is self.head))

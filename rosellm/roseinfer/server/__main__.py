@@ -6,6 +6,7 @@ engine's process imports torch while this one imports its web framework.
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ def serve(options: flags.Options) -> int:
         RosellmError: it cannot serve what it was asked to.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
+    gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
         from rosellm.roseinfer.engine.client import ProcessClient
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -46,6 +47,8 @@ async def _live(options: Options, sock: socket.socket, client: EngineClient) -> 
     stop = _StopSignals()
     try:
         service = await stop.unless_told(_load(options, client))
+        gc.freeze()
+        gc.enable()
         return 0 if service is None else await _serve(service, sock, stop)
     finally:
         await client.stop()

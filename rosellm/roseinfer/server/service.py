@@ -16,7 +16,6 @@ from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
 
-
 SEED_NAME = "roseinfer-gpt2"
 """What the seed's own curl commands call their model: whatever is served answers to it."""
 
