@@ -54,7 +54,7 @@ LAZY_EDGES = {
     ("rosellm.bench.machine", "torch"),
     ("rosellm.bench.cost", "torch"),
     ("rosellm.bench.cost", "rosellm.roseinfer.kernels.table"),
-    ("rosellm.bench.cost", "rosellm.roseinfer.loading.checkpoint"),
+    ("rosellm.bench.cost", "rosellm.roseinfer.loading.open"),
     ("rosellm.bench.cost", "rosellm.roseinfer.models.decoder"),
     ("rosellm.bench.cost", "rosellm.roseinfer.models.registry"),
 }

@@ -25,7 +25,7 @@ from rosellm.roseinfer.config import (
 )
 from rosellm.roseinfer.engine.build import build_engine
 from rosellm.roseinfer.engine.core import EngineCore
-from rosellm.roseinfer.loading.checkpoint import open_checkpoint
+from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Add, Logprobs, RowError
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.models.spec import DecoderSpec

@@ -41,7 +41,7 @@ def model_cost(model: str, dtype: str) -> Cost:
     import torch
 
     from rosellm.roseinfer.kernels.table import choose_ops
-    from rosellm.roseinfer.loading.checkpoint import open_checkpoint
+    from rosellm.roseinfer.loading.open import open_checkpoint
     from rosellm.roseinfer.models.decoder import Decoder
     from rosellm.roseinfer.models.registry import find_architecture
 

@@ -12,7 +12,7 @@ from benchmarks.random_model import GPT2_SMALL, TINY_LONG, tokenizer, write_mode
 from rosellm.bench import ceilings
 from rosellm.bench.cost import Cost, model_cost
 from rosellm.cli import main
-from rosellm.roseinfer.text.tokenizer import load_tokenizer
+from rosellm.roseinfer.text.load import load_tokenizer
 from tests.tiny_models import build
 
 GPT2 = {**GPT2_SMALL, "vocab_size": 600, "n_embd": 32, "n_layer": 2, "n_head": 2}

@@ -13,7 +13,8 @@ import sentencepiece
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from rosellm.roseinfer.text.tokenizer import Tokenizer, load_tokenizer
+from rosellm.roseinfer.text.load import load_tokenizer
+from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 LINES = [
     "Once upon a time there was a little girl named Lily. She loved to play outside.",

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosellm.roseinfer.errors import ModelError, RequestError
-from rosellm.roseinfer.text.tokenizer import Tokenizer, load_tokenizer
+from rosellm.roseinfer.text.load import load_tokenizer
+from rosellm.roseinfer.text.tokenizer import Tokenizer
 from tests.text.conftest import FORMS, LINES, MODELS
 
 KNOWN = ["gpt2", "gpt-neox-20b", "phi-2-codegen", "phi-3-mini", "mistral-v1", "mistral-v3"]
@@ -476,7 +477,7 @@ def test_the_hub_is_asked_for_tokenizer_files_only(
 def test_a_failing_hub_says_what_to_do() -> None:
     """In a fresh process: the hub's client reads its environment when it is imported."""
     code = (
-        "from rosellm.roseinfer.text.tokenizer import load_tokenizer\n"
+        "from rosellm.roseinfer.text.load import load_tokenizer\n"
         "try: load_tokenizer('no-such-org/no-such-model')\n"
         "except Exception as error: print(type(error).__name__, error, sep=': ')"
     )

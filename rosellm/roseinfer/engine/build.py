@@ -16,7 +16,7 @@ from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.errors import ConfigError, ModelError
 from rosellm.roseinfer.kernels.table import choose_ops
 from rosellm.roseinfer.loading.assign import load_weights
-from rosellm.roseinfer.loading.checkpoint import open_checkpoint
+from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.decoder import Decoder
 from rosellm.roseinfer.models.registry import find_architecture

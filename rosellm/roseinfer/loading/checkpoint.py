@@ -1,6 +1,6 @@
 """A checkpoint on disk: what it is, and its tensors one at a time.
 
-Knows file formats, not architectures. Everything read here is untrusted: nothing
+Knows nothing of architectures. Everything read here is untrusted: nothing
 is unpickled beyond torch's weights-only subset, and no path leaves the folder.
 """
 
@@ -34,20 +34,6 @@ class Checkpoint:
     dtype: str
     num_bytes: int
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-
-
-def open_checkpoint(path: str) -> Checkpoint:
-    """Recognise what is at ``path``: a Hugging Face folder or a ``.pt`` file."""
-    source = Path(path).expanduser()
-    if source.is_dir():
-        from rosellm.roseinfer.loading.safetensors import open_folder
-
-        return open_folder(source)
-    if source.is_file():
-        from rosellm.roseinfer.loading.torch_file import open_torch_file
-
-        return open_torch_file(source)
-    raise ModelError(f"{path}: no such model folder or checkpoint file")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.service import Service
-from rosellm.roseinfer.text.tokenizer import load_tokenizer
+from rosellm.roseinfer.text.load import load_tokenizer
 
 log = logging.getLogger(__name__)
 

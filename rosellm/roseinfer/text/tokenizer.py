@@ -1,8 +1,4 @@
-"""What a tokenizer is to the rest of rosellm, and the one function that loads one.
-
-Each form on disk has a module of its own; this one knows their names, not
-their libraries, which are imported when a tokenizer of that form is loaded.
-"""
+"""What a tokenizer is to the rest of rosellm."""
 
 from __future__ import annotations
 
@@ -10,8 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from rosellm.roseinfer.errors import RequestError
-from rosellm.roseinfer.text.tokenizer_config import TokenizerConfig, read_tokenizer_config
-from rosellm.roseinfer.text.tokenizer_files import find_tokenizer_file
+from rosellm.roseinfer.text.tokenizer_config import TokenizerConfig
 
 # Bos and eos of the GPT-2 and Llama families, whose older repositories do not name them.
 _USUAL_PAIRS = (("<|endoftext|>", "<|endoftext|>"), ("<s>", "</s>"))
@@ -100,21 +95,3 @@ def check_unicode(text: str) -> None:
         raise RequestError(
             f"the text is not valid Unicode: lone surrogate at character {error.start}"
         ) from None
-
-
-def load_tokenizer(source: str) -> Tokenizer:
-    """Load the tokenizer at ``source``: a folder, a file, or a hub id (``org/name[@revision]``).
-
-    Raises:
-        ModelError: nothing is there, the hub cannot be reached, or a file is broken.
-    """
-    path = find_tokenizer_file(source)
-    config = read_tokenizer_config(path.parent)
-    if path.suffix != ".json":
-        from rosellm.roseinfer.text.sentencepiece_form import load_sentencepiece
-
-        return load_sentencepiece(path, config)
-    from rosellm.roseinfer.text.huggingface_form import load_gpt2_files, load_tokenizer_json
-
-    load = load_gpt2_files if path.name == "vocab.json" else load_tokenizer_json
-    return load(path, config)
