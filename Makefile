@@ -44,7 +44,7 @@ format: $(DEV) ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 gpu: ## run the GPU tests with the Python and torch of this machine, without a .venv
-	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -m gpu $(ARGS)
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
 bench: $(if $(MODEL),$(RUNTIME)) ## measure offline throughput: make bench MODEL=path [ARGS=...]
 	$(need_model)
