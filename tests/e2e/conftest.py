@@ -127,6 +127,18 @@ def server(model_folder: Path) -> Iterator[Server]:
     assert running.stop() == 0
 
 
+@pytest.fixture(scope="session", params=["float32", "bfloat16"])
+def server_of_each_dtype(
+    request: pytest.FixtureRequest, model_folder: Path, server: Server
+) -> Iterator[Server]:
+    if request.param == "float32":
+        yield server
+        return
+    running = start_server(str(model_folder), "--dtype", request.param, model="tiny-llama")
+    yield running
+    assert running.stop() == 0
+
+
 @pytest.fixture
 def launch() -> Iterator[Callable[..., Server]]:
     """Start servers that a test may break; what is left of them is killed."""

@@ -38,7 +38,8 @@ def test_chat(server: Server) -> None:
     assert "User" not in (choice.message.content or "")[:20]
 
 
-def test_chat_stream_is_the_same_answer(server: Server) -> None:
+def test_chat_stream_is_the_same_answer(server_of_each_dtype: Server) -> None:
+    server = server_of_each_dtype
     arguments: Any = {
         "model": server.model,
         "messages": MESSAGES,
@@ -110,7 +111,8 @@ def _streamed(server: Server, index: int) -> str:
     return "".join(chunk.choices[0].text for chunk in stream)
 
 
-def test_32_concurrent_streams_equal_their_sequential_results(server: Server) -> None:
+def test_32_concurrent_streams_equal_their_sequential_results(server_of_each_dtype: Server) -> None:
+    server = server_of_each_dtype
     create = server.openai.completions.create
     alone = [create(**_sampled(server, i)).choices[0].text for i in range(32)]
     with ThreadPoolExecutor(32) as pool:

@@ -130,8 +130,9 @@ def requests() -> list[Add]:
 # -- the same answers -------------------------------------------------------------------------
 
 
-def test_a_process_answers_as_a_thread_does(model: Path) -> None:
-    config = engine_config(model, max_num_batched_tokens=64, max_num_seqs=4)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_process_answers_as_a_thread_does(model: Path, dtype: str) -> None:
+    config = engine_config(model, dtype=dtype, max_num_batched_tokens=64, max_num_seqs=4)
 
     async def compare() -> None:
         answers = []
