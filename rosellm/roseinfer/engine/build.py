@@ -16,10 +16,12 @@ from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.errors import ConfigError, ModelError
 from rosellm.roseinfer.kernels.table import choose_ops
 from rosellm.roseinfer.loading.assign import load_weights
+from rosellm.roseinfer.loading.checkpoint import Checkpoint
 from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.decoder import Decoder
 from rosellm.roseinfer.models.registry import find_architecture
+from rosellm.roseinfer.models.spec import Architecture
 from rosellm.roseinfer.runner import memory, resolve
 from rosellm.roseinfer.runner.model_runner import ModelRunner
 
@@ -41,21 +43,11 @@ def build_engine(
     device, device_decision = resolve.resolve_device(config.model)
     dtype, dtype_decision = resolve.resolve_dtype(config.model, checkpoint.dtype, device)
     ops = choose_ops(device)
-
     with torch.device("meta"):
         model = Decoder(ops, architecture, spec)
     _check_memory(model.num_weights() * dtype.itemsize, device)
     model.allocate(dtype, device)
-    done = 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        on_progress(Progress("loading weights", done, checkpoint.num_bytes))
-
-    load_weights(model, architecture.weights, checkpoint.tensors(), on_bytes)
-    model.pack()
-
+    _fill(model, architecture, checkpoint, on_progress)
     plan = resolve.resolve_cache(config, spec, dtype, memory.available(device), device)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, device)
     block_size = config.cache.block_size
@@ -91,6 +83,24 @@ def build_engine(
         step_tokens=step_tokens,
         prefix_cache=config.cache.prefix_cache,
     )
+
+
+def _fill(
+    model: Decoder,
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Load the weights and lay them out for the kernels."""
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(Progress("loading weights", done, checkpoint.num_bytes))
+
+    load_weights(model, architecture.weights, checkpoint.tensors(), on_bytes)
+    model.pack()
 
 
 def _check(config: EngineConfig) -> None:

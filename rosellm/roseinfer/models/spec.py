@@ -6,7 +6,7 @@ Names of a checkpoint's world appear only in an architecture's config reader.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rosellm.roseinfer.cache.storage import KVGroup
@@ -120,7 +120,6 @@ class ConfigReader:
     """Typed look-ups in a checkpoint's config, with errors that name the key."""
 
     values: Mapping[str, Any]
-    seen: set[str] = field(default_factory=set)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
@@ -164,7 +163,6 @@ class ConfigReader:
         return ModelError(f"the model's config has {key} = {found}, expected {wanted}")
 
     def _get(self, key: str, default: Any) -> Any:
-        self.seen.add(key)
         value = self.values.get(key)
         if value is None:
             value = default
