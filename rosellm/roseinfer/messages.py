@@ -20,6 +20,8 @@ from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.request import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Want = Literal["tokens", "pooled"]
+Pooling = Literal["mean", "cls", "last"]
 
 
 class Start(msgspec.Struct, tag="start"):
@@ -40,6 +42,8 @@ class Add(msgspec.Struct, tag="add"):
         priority: lower is served earlier; waiting outweighs it in time.
         deadline: seconds since the epoch, or None.
         cache_salt: requests share cached prefixes only with equal salts.
+        want: new tokens, or one vector of the prompt (then ``n`` is 1 and ``params`` count
+            for nothing).
     """
 
     id: int
@@ -51,6 +55,7 @@ class Add(msgspec.Struct, tag="add"):
     priority: int = 0
     deadline: float | None = None
     cache_salt: str = ""
+    want: Want = "tokens"
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -77,6 +82,12 @@ class Logprobs(msgspec.Struct, array_like=True):
     top: list[float] = []
 
 
+class Pooled(msgspec.Struct, array_like=True):
+    """One vector of unit length: fp32, little-endian."""
+
+    data: bytes
+
+
 class Output(msgspec.Struct, tag="output", omit_defaults=True):
     """News of one choice of one request.
 
@@ -87,6 +98,9 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
         finish: why this choice ended, or None.
         error: why the whole request ended, when finish is "error".
         last: no further row of this request follows.
+        prompt_logprobs: of the prompt's tokens from the second on, as asked for; in order,
+            in chunks, by the first choice only, the last chunk no later than its first token.
+        pooled: the prompt's vector, in the only row of a request that wants one.
     """
 
     id: int
@@ -97,6 +111,8 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
     finish: FinishReason | None = None
     error: RowError | None = None
     last: bool = False
+    prompt_logprobs: list[Logprobs] | None = None
+    pooled: Pooled | None = None
 
 
 class RowError(msgspec.Struct, omit_defaults=True):
@@ -152,6 +168,9 @@ class Ready(msgspec.Struct, tag="ready"):
         capacity_tokens: tokens that the KV cache holds in all.
         invariant: whether outputs are promised, in bits, not to depend on the schedule.
         fingerprint: changes when weights' identity, dtype, device or kernels change.
+        generates: whether it can produce tokens; an encoder only gives vectors.
+        pooling: how a prompt's vector is made.
+        embedding_size: length of such a vector.
     """
 
     max_model_len: int
@@ -162,6 +181,9 @@ class Ready(msgspec.Struct, tag="ready"):
     invariant: bool
     fingerprint: str
     decisions: list[Decision] = []
+    generates: bool = True
+    pooling: Pooling = "last"
+    embedding_size: int = 0
 
 
 class Failed(msgspec.Struct, tag="failed"):

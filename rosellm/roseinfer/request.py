@@ -20,11 +20,13 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         presence_penalty, frequency_penalty: over generated tokens (OpenAI).
         repetition_penalty: over prompt and generated tokens (CTRL, arXiv:1909.05858).
         logit_bias: (token id, bias) pairs, added before anything else.
-        max_tokens: most tokens to generate.
+        max_tokens: most tokens to generate; 0 only computes the prompt.
         min_tokens: stop tokens are impossible before this many.
         stop_token_ids: end-of-sequence and custom stop tokens, already merged.
         logprobs: number of likeliest tokens to report per position; None reports nothing,
             0 only the chosen token's log-probability.
+        prompt_logprobs: the same for every prompt position but the first. Such a request
+            does not read the prefix cache, since every position has to be computed.
     """
 
     seed: int
@@ -40,6 +42,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def needs_history(self) -> bool:

@@ -19,12 +19,14 @@ from rosellm.roseinfer.messages import (
     Abort,
     Add,
     FinishReason,
+    Logprobs,
     Output,
     Outputs,
     Progress,
     Ready,
     RowError,
     Stats,
+    Want,
 )
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.text.detokenize import Detokenizer
@@ -53,6 +55,15 @@ class Job:
     continues: bool = False
     priority: int = 0
     cache_salt: str = ""
+    want: Want = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """One token of an answer, and how likely the model found it and others in its place."""
+
+    id: int
+    scores: Logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,10 @@ class Delta:
         tokens: how many tokens it took.
         cached: prompt tokens found in the prefix cache.
         finish: why the choice ended, or None.
+        ids: those tokens, the one that stopped it included.
+        logprobs: of the tokens whose text is out by now, if asked for.
+        prompt: the next prompt positions' log-probabilities, if asked for.
+        vector: of a request that wants one, see ``Pooled``.
     """
 
     index: int
@@ -72,6 +87,10 @@ class Delta:
     tokens: int = 0
     cached: int = 0
     finish: FinishReason | None = None
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt: tuple[Logprobs, ...] = ()
+    vector: bytes | None = None
 
 
 class Pipeline:
@@ -154,6 +173,7 @@ class Pipeline:
                 n=job.n,
                 priority=job.priority,
                 cache_salt=job.cache_salt,
+                want=job.want,
             )
         )
         return id
