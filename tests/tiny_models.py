@@ -28,7 +28,7 @@ from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Add, Logprobs, RowError
 from rosellm.roseinfer.models.registry import find_architecture
-from rosellm.roseinfer.models.spec import DecoderSpec
+from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.runner.inputs import build_inputs
 from rosellm.roseinfer.runner.model_runner import ModelRunner
@@ -306,7 +306,7 @@ def build(model: Path, *, num_blocks: int | None = None, **settings: Any) -> Eng
     return build_engine(config)
 
 
-def read_spec(model: Path) -> DecoderSpec:
+def read_spec(model: Path) -> ModelSpec:
     """What the engine makes of a checkpoint's config."""
     checkpoint = open_checkpoint(str(model))
     return find_architecture(checkpoint.architecture).read_config(checkpoint.config)

@@ -42,7 +42,6 @@ def model_cost(model: str, dtype: str) -> Cost:
 
     from rosellm.roseinfer.kernels.table import choose_ops
     from rosellm.roseinfer.loading.open import open_checkpoint
-    from rosellm.roseinfer.models.decoder import Decoder
     from rosellm.roseinfer.models.registry import find_architecture
 
     kind: torch.dtype = getattr(torch, dtype)
@@ -50,10 +49,10 @@ def model_cost(model: str, dtype: str) -> Cost:
     architecture = find_architecture(checkpoint.architecture)
     spec = architecture.read_config(checkpoint.config)
     with torch.device("meta"):
-        decoder = Decoder(choose_ops(torch.device("cpu")), architecture, spec)
+        model_parts = architecture.build(choose_ops(torch.device("cpu")), spec)
     parameters = sum(
         parameter.numel()
-        for name, parameter in decoder.named_parameters()
+        for name, parameter in model_parts.named_parameters()
         if not name.startswith(ROW_LOOKUPS)
     )
     return Cost(

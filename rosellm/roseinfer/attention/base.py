@@ -24,20 +24,32 @@ class AttentionBackend(Protocol):
         lengths: Sequence[int],
         tables: Sequence[Sequence[int]],
         window: int | None,
+        causal: bool = True,
     ) -> Any:
         """Describe the step's sequences.
 
         Args:
             starts: per sequence, the position of its first query token.
             lengths: per sequence, how many query tokens it has (consecutive in the batch).
-            tables: per sequence, the block table covering starts + lengths positions.
+            tables: per sequence, the block table covering starts + lengths positions; with
+                a window, entries of blocks that no query here can see may be the null block.
             window: a query sees this many latest positions, itself included; None sees all.
+            causal: whether a query sees only positions up to its own; otherwise it sees all
+                of its sequence, which is then whole in this step.
         """
 
     def slots(self, meta: Any) -> Tensor:
         """Where each query token's key and value belong: [T]."""
 
-    def run(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, meta: Any) -> Tensor:
+    def run(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        meta: Any,
+        softcap: float | None = None,
+    ) -> Tensor:
         """Attend.
 
         Args:
@@ -45,6 +57,7 @@ class AttentionBackend(Protocol):
             keys, values: the layer's cache, [slots, kv heads, D], the step's own tokens
                 already written.
             scale: multiplies the scores.
+            softcap: then they become softcap * tanh(scores / softcap).
 
         Returns:
             [T, heads, D] in q's dtype.

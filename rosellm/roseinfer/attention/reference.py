@@ -36,6 +36,8 @@ class Tiles:
         active: per KV tile, how many query tiles reach it.
         inverse: [T] place of each batch row in the flattened query tiles.
         slots: [T] slot of each batch row's own key and value.
+        first: the first KV tile that any row sees.
+        ends: [tiles, 1, 1] end of each row's sequence, where rows see past themselves.
     """
 
     rows: Tensor
@@ -46,6 +48,8 @@ class Tiles:
     inverse: Tensor
     slots: Tensor
     window: int | None
+    first: int
+    ends: Tensor | None
 
 
 class ReferenceAttention:
@@ -65,13 +69,15 @@ class ReferenceAttention:
         lengths: Sequence[int],
         tables: Sequence[Sequence[int]],
         window: int | None,
+        causal: bool = True,
     ) -> Tiles:
         ends = [start + length for start, length in zip(starts, lengths, strict=True)]
         kv_slots = self._kv_slots(ends, tables)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         # One entry per query tile: sequence, first row within it; longest reach first.
         tiles = [(s, r) for s, length in enumerate(lengths) for r in range(0, length, QUERY_TILE)]
-        reach = [-(-min(ends[s], starts[s] + r + QUERY_TILE) // KV_TILE) for s, r in tiles]
+        seen = [min(ends[s], starts[s] + r + QUERY_TILE) if causal else ends[s] for s, r in tiles]
+        reach = [-(-end // KV_TILE) for end in seen]
         order = sorted(range(len(tiles)), key=lambda i: -reach[i])
         sequences = np.array([tiles[i][0] for i in order])
         first = np.array([tiles[i][1] for i in order])
@@ -93,12 +99,22 @@ class ReferenceAttention:
             inverse=self._tensor(inverse),
             slots=self._tensor(np.concatenate(own)),
             window=window,
+            first=0 if window is None else max(min(starts) - window + 1, 0) // KV_TILE,
+            ends=None if causal else self._tensor(np.asarray(ends)[sequences][:, None, None]),
         )
 
     def slots(self, meta: Tiles) -> Tensor:
         return meta.slots
 
-    def run(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, meta: Tiles) -> Tensor:
+    def run(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        meta: Tiles,
+        softcap: float | None = None,
+    ) -> Tensor:
         _, kv_heads, dim = keys.shape
         group = q.shape[1] // kv_heads
         tiled = self._tile(q.float() * scale, kv_heads, meta)
@@ -106,12 +122,16 @@ class ReferenceAttention:
         total = torch.zeros_like(maximum)
         output = torch.zeros_like(tiled)
         for index, active in enumerate(meta.active):
+            if index < meta.first:
+                continue
             slots = meta.kv_slots[meta.sequences[:active], index * KV_TILE : (index + 1) * KV_TILE]
             heads = torch.arange(kv_heads, device=self._device)
             rows = slots * kv_heads + heads[:, None, None]
             k, v = (_gather(cache, rows) for cache in (keys, values))
             hidden = self._hidden(meta, index, active).repeat_interleave(group, dim=1)
             scores = batched_matmul(tiled[:, :active], k.transpose(2, 3))
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
             scores.masked_fill_(hidden, -torch.inf)
             state = maximum[:, :active], total[:, :active], output[:, :active]
             _accumulate(state, scores, v)
@@ -142,7 +162,7 @@ class ReferenceAttention:
         begin = index * KV_TILE
         kv = torch.arange(begin, begin + KV_TILE, device=self._device)
         own = meta.positions[:active, :, None]
-        hidden = kv > own
+        hidden = kv > own if meta.ends is None else (kv >= meta.ends[:active]).expand_as(kv > own)
         if meta.window is not None:
             hidden |= kv <= own - meta.window
         return hidden

@@ -18,13 +18,15 @@ class KVGroup:
     Attributes:
         layers: indices of the layers.
         kv_heads, head_dim: what a layer keeps for each token, as key and as value.
-        window: positions that are kept; None keeps all.
+        window: latest positions that a token sees, itself included; None sees all.
+        causal: whether a token sees only positions up to its own.
     """
 
     layers: tuple[int, ...]
     kv_heads: int
     head_dim: int
     window: int | None = None
+    causal: bool = True
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         return 2 * len(self.layers) * self.kv_heads * self.head_dim * dtype.itemsize

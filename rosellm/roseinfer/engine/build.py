@@ -19,8 +19,8 @@ from rosellm.roseinfer.loading.assign import load_weights
 from rosellm.roseinfer.loading.checkpoint import Checkpoint
 from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
-from rosellm.roseinfer.models.decoder import Decoder
 from rosellm.roseinfer.models.registry import find_architecture
+from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import Architecture
 from rosellm.roseinfer.runner import memory, resolve
 from rosellm.roseinfer.runner.model_runner import ModelRunner
@@ -44,7 +44,7 @@ def build_engine(
     dtype, dtype_decision = resolve.resolve_dtype(config.model, checkpoint.dtype, device)
     ops = choose_ops(device)
     with torch.device("meta"):
-        model = Decoder(ops, architecture, spec)
+        model = architecture.build(ops, spec)
     _check_memory(model.num_weights() * dtype.itemsize, device)
     model.allocate(dtype, device)
     _fill(model, architecture, checkpoint, on_progress)
@@ -86,7 +86,7 @@ def build_engine(
 
 
 def _fill(
-    model: Decoder,
+    model: Model,
     architecture: Architecture,
     checkpoint: Checkpoint,
     on_progress: Callable[[Progress], None],

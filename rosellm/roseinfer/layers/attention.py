@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.layers.linear import Linear
+from rosellm.roseinfer.layers.rope import RopeSpec
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,14 @@ class Step:
 
     Attributes:
         positions: [T] position of each token.
-        rope: cos and sin of those positions, or None for models without.
+        ropes: per rotary embedding in use, cos and sin of those positions.
         backend: how attention is computed.
         metas: per KV group, the backend's description of this step.
         storage: keys and values of all layers.
     """
 
     positions: Tensor
-    rope: tuple[Tensor, Tensor] | None
+    ropes: Mapping[RopeSpec, tuple[Tensor, Tensor]]
     backend: AttentionBackend
     metas: tuple[Any, ...]
     storage: KVStorage
@@ -37,7 +39,10 @@ class Attention(nn.Module):
 
     Args:
         layer, group: which layer of which KV group this is.
-        bias: whether qkv and output projections have biases.
+        rope: rotary embedding, or None.
+        bias, out_bias: whether the qkv and the output projection have one.
+        scale: multiplies the scores; None is head_dim ** -0.5.
+        softcap: bounds the scores, see ``AttentionBackend.run``.
     """
 
     def __init__(
@@ -50,27 +55,33 @@ class Attention(nn.Module):
         head_dim: int,
         layer: int,
         group: int,
+        rope: RopeSpec | None,
         bias: bool,
+        out_bias: bool,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
         self._ops = ops
         self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
         self._layer, self._group = layer, group
-        self._scale = head_dim**-0.5
+        self._rope = rope
+        self._scale = head_dim**-0.5 if scale is None else scale
+        self._softcap = softcap
         q, kv = heads * head_dim, kv_heads * head_dim
         self.qkv = Linear(ops, hidden_size, {"q": q, "k": kv, "v": kv}, bias=bias)
-        self.out = Linear(ops, q, {"out": hidden_size}, bias=bias)
+        self.out = Linear(ops, q, {"out": hidden_size}, bias=out_bias)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         heads = [self._heads, self._kv_heads, self._kv_heads]
         qkv = self.qkv(x).unflatten(-1, (sum(heads), self._head_dim))
         q, k, v = qkv.split(heads, dim=1)
-        if step.rope is not None:
-            q, k = (self._ops.rope(part, *step.rope) for part in (q, k))
+        if self._rope is not None:
+            q, k = (self._ops.rope(part, *step.ropes[self._rope]) for part in (q, k))
         meta = step.metas[self._group]
         keys, values = step.storage.layer(self._layer)
         slots = step.backend.slots(meta)
         self._ops.write_kv(keys, slots, k)
         self._ops.write_kv(values, slots, v)
-        attended = step.backend.run(q, keys, values, self._scale, meta)
+        attended = step.backend.run(q, keys, values, self._scale, meta, self._softcap)
         return self.out(attended.flatten(1))  # type: ignore[no-any-return]

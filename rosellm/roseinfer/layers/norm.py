@@ -9,13 +9,19 @@ from rosellm.roseinfer.kernels.table import Ops
 
 
 class RMSNorm(nn.Module):
-    """Scale to unit root mean square."""
+    """Scale to unit root mean square, then by the weight, or by 1 + weight (``offset``)."""
 
-    def __init__(self, ops: Ops, width: int, eps: float) -> None:
+    def __init__(self, ops: Ops, width: int, eps: float, *, offset: bool = False) -> None:
         super().__init__()
         self._ops = ops
         self._eps = eps
+        self._offset = offset
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+
+    def pack(self) -> None:
+        """Fold the offset in; in fp32, where 1 + a small weight does not lose the weight."""
+        if self._offset:
+            self.weight.data = 1.0 + self.weight.data.float()
 
     def forward(self, x: Tensor) -> Tensor:
         return self._ops.rms_norm(x, self.weight, self._eps)

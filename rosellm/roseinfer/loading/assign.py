@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.layers.linear import Linear
-from rosellm.roseinfer.models.decoder import Decoder
+from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import WeightMap
 
 
@@ -35,7 +35,7 @@ class Target:
 
 
 def load_weights(
-    model: Decoder,
+    model: Model,
     weights: WeightMap,
     tensors: Iterable[tuple[str, Tensor]],
     on_bytes: Callable[[int], None] = lambda _: None,
@@ -59,7 +59,7 @@ def load_weights(
         raise ModelError(f"tensor {missing[0]}: missing from the checkpoint{more}")
 
 
-def _targets(model: Decoder, weights: WeightMap) -> dict[str, Target]:
+def _targets(model: Model, weights: WeightMap) -> dict[str, Target]:
     """What each checkpoint name fills."""
     targets: dict[str, Target] = {}
     for source, target in weights.names.items():
@@ -77,7 +77,7 @@ def _bias(name: str) -> str:
     return name.replace(".weight", ".bias")
 
 
-def _rows(model: Decoder, target: str) -> Tensor | None:
+def _rows(model: Model, target: str) -> Tensor | None:
     """The parameter, or the named part of it; None if the model has no such parameter."""
     path, _, part = target.partition(":")
     owner, _, attribute = path.rpartition(".")
@@ -100,6 +100,6 @@ def _strip(name: str, prefixes: tuple[str, ...]) -> str:
     return name
 
 
-def _is_ignored(name: str, weights: WeightMap, model: Decoder) -> bool:
+def _is_ignored(name: str, weights: WeightMap, model: Model) -> bool:
     tied_head = model.spec.tied and weights.names.get(name) == "head.weight"
     return tied_head or any(re.fullmatch(pattern, name) for pattern in weights.ignored)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rosellm.roseinfer.errors import ModelError
-from rosellm.roseinfer.models.decoder import PreNormBlock
+from rosellm.roseinfer.models.decoder import Decoder, PreNormBlock
 from rosellm.roseinfer.models.spec import (
     Activation,
     Architecture,
     ConfigReader,
-    DecoderSpec,
+    ModelSpec,
     WeightMap,
 )
 
@@ -33,13 +33,13 @@ def _spec(
     norm_eps: float,
     activation: Activation,
     tied: bool,
-) -> DecoderSpec:
+) -> ModelSpec:
     if heads > 0 and hidden_size % heads:
         raise ModelError(
             f"the model's config has a hidden size (n_embd, d_model) of {hidden_size}, "
             f"not a multiple of its {heads} heads"
         )
-    return DecoderSpec(
+    return ModelSpec(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -52,12 +52,14 @@ def _spec(
         norm_eps=norm_eps,
         activation=activation,
         tied=tied,
+        learned_positions=True,
         attention_bias=True,
+        attention_out_bias=True,
         mlp_bias=True,
     )
 
 
-def read_hf_config(values: Mapping[str, Any]) -> DecoderSpec:
+def read_hf_config(values: Mapping[str, Any]) -> ModelSpec:
     config = ConfigReader(values)
     for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         config.refuse(key)
@@ -76,7 +78,7 @@ def read_hf_config(values: Mapping[str, Any]) -> DecoderSpec:
     )
 
 
-def read_rose_config(values: Mapping[str, Any]) -> DecoderSpec:
+def read_rose_config(values: Mapping[str, Any]) -> ModelSpec:
     config = ConfigReader(values)
     return _spec(
         vocab_size=config.integer("vocab_size"),
@@ -93,6 +95,7 @@ def read_rose_config(values: Mapping[str, Any]) -> DecoderSpec:
 
 GPT2 = Architecture(
     read_config=read_hf_config,
+    skeleton=Decoder,
     block=PreNormBlock,
     weights=WeightMap(
         names={
@@ -123,6 +126,7 @@ GPT2 = Architecture(
 
 ROSE_GPT = Architecture(
     read_config=read_rose_config,
+    skeleton=Decoder,
     block=PreNormBlock,
     weights=WeightMap(
         names={

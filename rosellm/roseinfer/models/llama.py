@@ -7,8 +7,8 @@ from typing import Any
 
 from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.layers.rope import RopeSpec
-from rosellm.roseinfer.models.decoder import PreNormBlock
-from rosellm.roseinfer.models.spec import Architecture, ConfigReader, DecoderSpec, WeightMap
+from rosellm.roseinfer.models.decoder import Decoder, PreNormBlock
+from rosellm.roseinfer.models.spec import Architecture, ConfigReader, ModelSpec, WeightMap
 
 
 def read_rope(config: ConfigReader, head_dim: int) -> RopeSpec:
@@ -22,12 +22,12 @@ def read_rope(config: ConfigReader, head_dim: int) -> RopeSpec:
     return RopeSpec(theta=theta, dim=head_dim)
 
 
-def read_config(values: Mapping[str, Any]) -> DecoderSpec:
+def read_config(values: Mapping[str, Any]) -> ModelSpec:
     config = ConfigReader(values)
     hidden_size = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", hidden_size // max(heads, 1))
-    return DecoderSpec(
+    return ModelSpec(
         vocab_size=config.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=config.integer("intermediate_size"),
@@ -42,12 +42,14 @@ def read_config(values: Mapping[str, Any]) -> DecoderSpec:
         rope=read_rope(config, head_dim),
         tied=config.flag("tie_word_embeddings", False),
         attention_bias=config.flag("attention_bias", False),
+        attention_out_bias=config.flag("attention_bias", False),
         mlp_bias=config.flag("mlp_bias", False),
     )
 
 
 LLAMA = Architecture(
     read_config=read_config,
+    skeleton=Decoder,
     block=PreNormBlock,
     weights=WeightMap(
         names={

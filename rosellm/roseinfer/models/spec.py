@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from rosellm.roseinfer.cache.storage import KVGroup
 from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.layers.rope import RopeSpec
+from rosellm.roseinfer.messages import Pooling
 
 if TYPE_CHECKING:
     from torch import nn
 
     from rosellm.roseinfer.kernels.table import Ops
+    from rosellm.roseinfer.models.skeleton import Model
 
 Activation = Literal["silu_mul", "gelu_erf", "gelu_tanh"]
 Norm = Literal["rms", "layer"]
@@ -37,13 +39,22 @@ _FLOAT32_MAX = 3.4e38
 
 
 @dataclass(frozen=True)
-class DecoderSpec:
-    """Sizes and choices of a decoder-only transformer.
+class ModelSpec:
+    """Sizes and choices of a transformer. Fields of one entry a layer may be empty: the default.
 
     Attributes:
         max_positions: longest sequence that the model was made for.
-        rope: rotary embedding, or None where positions are learned.
+        rope: rotary embedding of all layers, or None.
+        ropes: that of each layer, where they differ; None for a layer without.
+        windows: how many latest positions each layer sees; None sees all.
+        learned_positions: whether a table of positions is added to the embeddings.
         tied: whether the head is the embedding table.
+        attention_bias, attention_out_bias: of the qkv and of the output projection.
+        attention_scale: multiplies the scores; None is head_dim ** -0.5.
+        attention_softcap: scores become softcap * tanh(scores / softcap).
+        causal: whether a token sees only those before it; an encoder's sees all.
+        pooling: how a sequence's vector is made of its hidden states.
+        generates: whether there is a head for the next token.
     """
 
     vocab_size: int
@@ -58,9 +69,18 @@ class DecoderSpec:
     norm_eps: float
     activation: Activation
     rope: RopeSpec | None = None
+    ropes: tuple[RopeSpec | None, ...] = ()
+    windows: tuple[int | None, ...] = ()
+    learned_positions: bool = False
     tied: bool = False
     attention_bias: bool = False
+    attention_out_bias: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
     mlp_bias: bool = False
+    causal: bool = True
+    pooling: Pooling = "last"
+    generates: bool = True
 
     def __post_init__(self) -> None:
         for name, largest in LARGEST.items():
@@ -74,16 +94,39 @@ class DecoderSpec:
             )
         if self.norm_eps < 0:
             raise ModelError(f"the model's config has {self.norm_eps} for the norms' epsilon")
-        if self.rope is not None and (self.rope.dim % 2 or self.rope.theta <= 0):
-            raise ModelError(
-                f"rotary embedding needs an even head_dim and a positive rope_theta; "
-                f"the model's config has {self.rope.dim} and {self.rope.theta}"
-            )
+        for name in ("ropes", "windows"):
+            if len(getattr(self, name)) not in (0, self.num_layers):
+                raise ModelError(
+                    f"the model's config has {len(getattr(self, name))} {name} "
+                    f"for {self.num_layers} layers"
+                )
+        for window in self.windows:
+            if window is not None and window < 1:
+                raise ModelError(f"the model's config has a sliding window of {window}")
+        for rope in {self.rope, *self.ropes}:
+            if rope is not None and (rope.dim < 2 or rope.dim % 2 or rope.theta <= 0):
+                raise ModelError(
+                    f"rotary embedding needs an even head_dim and a positive rope_theta; "
+                    f"the model's config has {rope.dim} and {rope.theta}"
+                )
+
+    def rope_of(self, layer: int) -> RopeSpec | None:
+        return self.ropes[layer] if self.ropes else self.rope
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
-        """Layers by what they keep; all layers keep everything so far."""
-        return (KVGroup(tuple(range(self.num_layers)), self.kv_heads, self.head_dim),)
+        """Layers by what they keep: all positions, or a window of each width."""
+        windows = self.windows or (None,) * self.num_layers
+        return tuple(
+            KVGroup(
+                tuple(layer for layer, own in enumerate(windows) if own == window),
+                self.kv_heads,
+                self.head_dim,
+                window,
+                self.causal,
+            )
+            for window in dict.fromkeys(windows)
+        )
 
 
 @dataclass(frozen=True)
@@ -108,11 +151,16 @@ class WeightMap:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The three declarations that make a model."""
+    """The three declarations that make a model, and the skeleton that they fill."""
 
-    read_config: Callable[[Mapping[str, Any]], DecoderSpec]
+    read_config: Callable[[Mapping[str, Any]], ModelSpec]
     weights: WeightMap
-    block: Callable[[Ops, DecoderSpec, int], nn.Module]
+    block: Callable[[Ops, ModelSpec, int], nn.Module]
+    skeleton: Callable[[Ops, Architecture, ModelSpec], Model]
+
+    def build(self, ops: Ops, spec: ModelSpec) -> Model:
+        """The model, its parameters not filled yet."""
+        return self.skeleton(ops, self, spec)
 
 
 @dataclass(frozen=True)

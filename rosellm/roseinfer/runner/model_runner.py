@@ -11,7 +11,7 @@ from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.layers.attention import Step
 from rosellm.roseinfer.layers.rope import RopeTable
-from rosellm.roseinfer.models.decoder import Decoder
+from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.runner.inputs import StepInputs, build_inputs
 from rosellm.roseinfer.runner.sampler import Chosen, sample
 from rosellm.roseinfer.step import StepPlan, StepResult
@@ -42,7 +42,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         storage: KVStorage,
         backend: AttentionBackend,
         device: torch.device,
@@ -52,8 +52,12 @@ class ModelRunner:
         self._storage = storage
         self._backend = backend
         self._device = device
-        rope = model.spec.rope
-        self._rope = None if rope is None else RopeTable(rope, max_model_len, device)
+        spec = model.spec
+        self._ropes = {
+            rope: RopeTable(rope, max_model_len, device)
+            for rope in map(spec.rope_of, range(spec.num_layers))
+            if rope is not None
+        }
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Handle:
@@ -67,12 +71,12 @@ class ModelRunner:
 
     def _step(self, inputs: StepInputs) -> Step:
         metas = tuple(
-            self._backend.prepare(inputs.starts, inputs.lengths, tables, group.window)
+            self._backend.prepare(inputs.starts, inputs.lengths, tables, group.window, group.causal)
             for tables, group in zip(inputs.tables, self._storage.groups, strict=True)
         )
         return Step(
             positions=inputs.positions,
-            rope=None if self._rope is None else self._rope.at(inputs.positions),
+            ropes={rope: table.at(inputs.positions) for rope, table in self._ropes.items()},
             backend=self._backend,
             metas=metas,
             storage=self._storage,

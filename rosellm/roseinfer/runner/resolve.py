@@ -9,7 +9,7 @@ import torch
 from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.messages import Decision
-from rosellm.roseinfer.models.spec import DecoderSpec
+from rosellm.roseinfer.models.spec import ModelSpec
 
 _CPU_SHARE = 0.5
 _GPU_SHARE = 0.9
@@ -71,7 +71,7 @@ class CachePlan:
 
 def resolve_cache(
     config: EngineConfig,
-    spec: DecoderSpec,
+    spec: ModelSpec,
     dtype: torch.dtype,
     free_bytes: int,
     device: torch.device,
@@ -107,13 +107,13 @@ def resolve_cache(
     )
 
 
-def _why_length(longest: int, wanted: int, spec: DecoderSpec) -> str:
+def _why_length(longest: int, wanted: int, spec: ModelSpec) -> str:
     if longest < wanted:
         return f"{wanted} were wanted; the KV cache holds no more"
     return "what the model was made for" if wanted == spec.max_positions else "asked for"
 
 
-def _wanted_length(config: ModelConfig, spec: DecoderSpec) -> int:
+def _wanted_length(config: ModelConfig, spec: ModelSpec) -> int:
     wanted = spec.max_positions if config.max_model_len is None else config.max_model_len
     if wanted < 2:
         raise ConfigError("--max-model-len must be at least 2")
