@@ -13,13 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rosellm.roseinfer.cache.blocks import BlockPool
+from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
 from rosellm.roseinfer.engine import process
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.engine.loop import run_engine
 from rosellm.roseinfer.messages import Abort, Add, Flush, Ready, Start, decode_to_engine
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.step import Sample, StepPlan, StepResult
+from rosellm.roseinfer.step import Sample, StepPlan, StepResult, WorkResult
 
 BLOCK_SIZE = 16
 VOCAB_SIZE = 50257
@@ -29,10 +31,10 @@ VOCAB_SIZE = 50257
 class Done:
     """A plan that has been executed."""
 
-    samples: tuple[tuple[Sample, ...], ...]
+    work: tuple[WorkResult, ...]
 
     def result(self) -> StepResult:
-        return StepResult(self.samples)
+        return StepResult(self.work)
 
 
 @dataclass
@@ -53,11 +55,11 @@ class FakeRunner:
     def execute(self, plan: StepPlan) -> Done:
         self.entered.append(time.perf_counter())
         self.tokens.append(plan.num_tokens)
-        samples = tuple(tuple(Sample(7) for _ in work.logits) for work in plan.work)
+        done = tuple(WorkResult(tuple(Sample(7) for _ in w.logits)) for w in plan.work)
         if self.pace:
             time.sleep(self.pace)
         self.left.append(time.perf_counter())
-        return Done(samples)
+        return Done(done)
 
     def gaps(self) -> list[float]:
         """Seconds from each call's end to the next one's start: all that is not the model."""
@@ -83,9 +85,7 @@ def fake_core(
         runner,
         facts,
         SchedulerConfig(max_num_seqs=sequences),
-        num_groups=1,
-        num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
+        cache=CacheManager([BlockPool(num_blocks)], BLOCK_SIZE, prefix_cache=True),
         step_tokens=step_tokens,
     )
 

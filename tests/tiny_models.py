@@ -296,8 +296,8 @@ def build(model: Path, *, num_blocks: int | None = None, **settings: Any) -> Eng
     config = engine_config(model, **settings)
     if num_blocks is not None:
         _, dtype = _resolved(config)
-        group = read_spec(model).kv_groups[0]
-        block_bytes = group.bytes_per_token(dtype) * config.cache.block_size
+        token_bytes = sum(group.bytes_per_token(dtype) for group in read_spec(model).kv_groups)
+        block_bytes = token_bytes * config.cache.block_size
         # One more for the null block, and a little for rounding.
         budget = (num_blocks + 1.25) * block_bytes / (1 << 30)
         config = dataclasses.replace(
@@ -427,11 +427,11 @@ def all_logits(core: EngineCore, tokens: Sequence[int], chunk: int | None = None
     runner = core._runner
     assert isinstance(runner, ModelRunner)
     size = runner._backend._block_size  # type: ignore[attr-defined]
-    table = tuple(range(-(-len(tokens) // size)))
+    tables = (tuple(range(-(-len(tokens) // size))),) * len(core.scheduler.cache.pools)
     pieces = []
     for start in range(0, len(tokens), chunk or len(tokens)):
         part = tuple(tokens[start : start + (chunk or len(tokens))])
-        inputs = build_inputs(StepPlan((Work(0, start, part, (table,)),)), runner._device)
+        inputs = build_inputs(StepPlan((Work(0, start, part, tables),)), runner._device)
         with torch.inference_mode():
             hidden = runner._model(inputs.ids, runner._step(inputs))
             pieces.append(runner._model.logits(hidden).clone())

@@ -16,9 +16,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rosellm.roseinfer.cache.manager import CacheManager, SequenceKV
-from rosellm.roseinfer.messages import Add, FinishReason, Output, Stats
+from rosellm.roseinfer.messages import Add, FinishReason, Output, Stats, Want
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work
+from rosellm.roseinfer.step import (
+    LogitRow,
+    Sample,
+    Scoring,
+    StepPlan,
+    StepResult,
+    Work,
+    WorkResult,
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +46,8 @@ class Sequence:
     ``num_scheduled`` counts what submitted plans cover, ``num_computed`` what has come
     back; they differ only while a plan is in flight. ``rank`` orders by virtual arrival
     time: a level of priority is worth a fixed number of seconds, so that everything that
-    waits overtakes, in time, all that arrives later.
+    waits overtakes, in time, all that arrives later. ``num_scored`` prompt positions have
+    been reported; the last one has nothing to be scored against.
     """
 
     number: int
@@ -49,6 +58,8 @@ class Sequence:
     tokens: list[int]
     rank: tuple[float, int]
     kv: SequenceKV
+    want: Want = "tokens"
+    num_scored: int = 0
     num_computed: int = 0
     num_scheduled: int = 0
     in_flight: int = 0
@@ -63,6 +74,17 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens follow the known ones; otherwise the sequence ends with them."""
+        return self.want == "tokens" and self.params.max_tokens > 0
+
+    @property
+    def unscored(self) -> bool:
+        """Whether prompt positions are still to be scored. Siblings leave it to the first."""
+        wanted = self.params.prompt_logprobs is not None and self.choice == 0
+        return wanted and self.want == "tokens" and self.num_scored < self.prompt_len - 1
 
 
 class _Draft:
@@ -92,6 +114,7 @@ class Scheduler:
         max_model_len: a sequence ends at this many tokens.
         ageing: seconds of waiting that are worth one level of priority.
         clock: seconds, monotonic.
+        whole_prompts: whether a sequence must be computed in one step, as an encoder's.
     """
 
     def __init__(
@@ -103,6 +126,7 @@ class Scheduler:
         max_model_len: int,
         ageing: float,
         clock: Callable[[], float],
+        whole_prompts: bool = False,
     ) -> None:
         self.cache = cache
         self.max_num_seqs = max_num_seqs
@@ -110,6 +134,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self._ageing = ageing
         self._clock = clock
+        self._whole_prompts = whole_prompts
         self._requests: dict[int, Request] = {}
         self._sequences: dict[int, Sequence] = {}
         self._waiting: list[tuple[tuple[float, int], Sequence]] = []
@@ -162,7 +187,7 @@ class Scheduler:
             count = min(sequence.pending, draft.budget)
             if count > 0 and self._make_room(sequence, count, draft):
                 draft.put(self._work(sequence, count))
-        while draft.budget > 0 and (admitted := self._admit()) is not None:
+        while draft.budget > 0 and (admitted := self._admit(draft.budget)) is not None:
             count = min(admitted.pending, draft.budget)
             self._make_room(admitted, count, draft)
             draft.put(self._work(admitted, count))
@@ -173,9 +198,9 @@ class Scheduler:
         return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[Output]:
-        """Take in what a plan computed; return the news, a row per sampled sequence."""
+        """Take in what a plan computed; return the news, at most a row per sequence."""
         rows = []
-        for work, samples in zip(plan.work, result.samples, strict=True):
+        for work, done in zip(plan.work, result.work, strict=True):
             sequence = self._sequences[work.sequence]
             sequence.in_flight -= 1
             if sequence.finished:
@@ -183,10 +208,12 @@ class Scheduler:
                 continue
             sequence.num_computed += len(work.tokens)
             self.cache.publish(sequence.kv, sequence.tokens, sequence.num_computed)
+            self.cache.trim(sequence.kv, sequence.num_computed)
             if sequence.num_computed >= sequence.prompt_len:
                 self._release_followers(sequence)
-            if samples:
-                rows.append(self._accept(sequence, samples))
+            row = self._accept(sequence, work, done)
+            if row is not None:
+                rows.append(row)
         self._steps += 1
         self._batched_tokens = plan.num_tokens
         return rows
@@ -201,14 +228,14 @@ class Scheduler:
                 self._forget_if_idle(sequence)
 
     def stats(self) -> Stats:
-        pool = self.cache.pools[0]
+        pools = self.cache.pools
         return Stats(
             running=len(self._running),
             waiting=self.num_waiting,
-            blocks_free=pool.free,
-            blocks_used=pool.used,
-            blocks_cached=pool.cached,
-            blocks_total=pool.total,
+            blocks_free=sum(pool.free for pool in pools),
+            blocks_used=sum(pool.used for pool in pools),
+            blocks_cached=sum(pool.cached for pool in pools),
+            blocks_total=sum(pool.total for pool in pools),
             steps=self._steps,
             preemptions=self._preemptions,
             batched_tokens=self._batched_tokens,
@@ -240,6 +267,7 @@ class Scheduler:
             tokens=[*message.prompt, *generated],
             rank=(arrival, self._serial),
             kv=self.cache.new_sequence(message.tenant, message.cache_salt),
+            want=message.want,
         )
 
     def _enqueue(self, sequence: Sequence) -> None:
@@ -284,7 +312,7 @@ class Scheduler:
         self._num_waiting += 1
         self._preemptions += 1
 
-    def _admit(self) -> Sequence | None:
+    def _admit(self, budget: int) -> Sequence | None:
         """Start the most urgent waiting sequence, if it and the running ones have room.
 
         Nothing overtakes it: a large request would otherwise starve behind small ones.
@@ -294,9 +322,11 @@ class Scheduler:
         if not self._waiting or len(self._running) >= self.max_num_seqs:
             return None
         sequence = self._waiting[0][1]
-        hits = self.cache.match(sequence.kv, sequence.tokens)
-        reserve = len(self._running)
-        if hits is None or not self.cache.can_take(hits, len(sequence.tokens), reserve):
+        if self._whole_prompts and len(sequence.tokens) > budget:
+            return None
+        hits = self._match(sequence)
+        chunk, reserve = self.max_num_batched_tokens, len(self._running)
+        if hits is None or not self.cache.can_take(hits, len(sequence.tokens), chunk, reserve):
             return None
         heapq.heappop(self._waiting)
         self._num_waiting -= 1
@@ -306,10 +336,17 @@ class Scheduler:
         self._running[sequence.number] = sequence
         return sequence
 
+    def _match(self, sequence: Sequence) -> list[list[int]] | None:
+        """What of a sequence is in the cache; scores must be computed, whatever is there."""
+        if sequence.unscored:
+            return self.cache.no_match()
+        return self.cache.match(sequence.kv, sequence.tokens)
+
     def _work(self, sequence: Sequence, count: int) -> Work:
         start = sequence.num_scheduled
         logits: tuple[LogitRow, ...] = ()
-        if count == sequence.pending:
+        last = count == sequence.pending
+        if last and sequence.samples:
             params = sequence.params
             row = LogitRow(
                 offset=count - 1,
@@ -326,16 +363,41 @@ class Scheduler:
             tokens=tuple(sequence.tokens[start : start + count]),
             tables=tuple(tuple(table) for table in sequence.kv.tables),
             logits=logits,
+            scoring=self._scoring(sequence, start, count),
+            pool=last and sequence.want == "pooled",
         )
 
-    def _accept(self, sequence: Sequence, samples: tuple[Sample, ...]) -> Output:
-        """Append sampled tokens until one of them ends the sequence."""
+    def _scoring(self, sequence: Sequence, start: int, count: int) -> Scoring | None:
+        """The chunk's prompt positions that have not been reported yet."""
+        if not sequence.unscored:
+            return None
+        first = max(start, sequence.num_scored)
+        targets = sequence.tokens[first + 1 : min(start + count + 1, sequence.prompt_len)]
+        top = sequence.params.prompt_logprobs or 0
+        return Scoring(first - start, tuple(targets), top) if targets else None
+
+    def _accept(self, sequence: Sequence, work: Work, done: WorkResult) -> Output | None:
+        """The news of one sequence, or None."""
         row = Output(
             sequence.request.id,
             sequence.choice,
-            logprobs=None if sequence.params.logprobs is None else [],
             cached=sequence.cached or 0,
+            prompt_logprobs=list(done.scores) if work.scoring else None,
+            pooled=done.vector,
         )
+        sequence.num_scored += len(done.scores)
+        if sequence.samples:
+            self._append(sequence, done.samples, row)
+        elif sequence.num_computed == len(sequence.tokens):
+            row.finish = "stop" if sequence.want == "pooled" else "length"
+            self._finish(sequence)
+        row.last = row.finish is not None and sequence.request.unfinished == 0
+        return row if row.tokens or row.finish or row.prompt_logprobs else None
+
+    def _append(self, sequence: Sequence, samples: tuple[Sample, ...], row: Output) -> None:
+        """Append sampled tokens until one of them ends the sequence."""
+        if samples and sequence.params.logprobs is not None:
+            row.logprobs = []
         for sample in samples:
             sequence.tokens.append(sample.token)
             row.tokens.append(sample.token)
@@ -344,9 +406,7 @@ class Scheduler:
             row.finish = self._finish_reason(sequence, sample.token)
             if row.finish is not None:
                 self._finish(sequence)
-                row.last = sequence.request.unfinished == 0
                 break
-        return row
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.params

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rosellm.roseinfer.messages import Logprobs
+from rosellm.roseinfer.messages import Logprobs, Pooled
 from rosellm.roseinfer.request import SamplingParams
 
 
@@ -32,7 +32,21 @@ class LogitRow(msgspec.Struct, frozen=True):
     prompt_len: int = 0
 
 
-class Work(msgspec.Struct, frozen=True):
+class Scoring(msgspec.Struct, frozen=True):
+    """Known next tokens whose log-probabilities are wanted.
+
+    Attributes:
+        offset: index into the work item's tokens of the first position to score.
+        targets: the token that follows it, and those that follow the next positions.
+        top: how many likeliest tokens to report beside each.
+    """
+
+    offset: int
+    targets: tuple[int, ...]
+    top: int
+
+
+class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one sequence computes in this step.
 
     Attributes:
@@ -41,6 +55,8 @@ class Work(msgspec.Struct, frozen=True):
         tokens: token ids at positions start, start + 1, ...
         tables: block table per KV group, covering all positions up to the last one here.
         logits: positions to sample, in order of offset.
+        scoring: prompt positions to score.
+        pool: whether the sequence ends here and its vector is wanted.
     """
 
     sequence: int
@@ -48,6 +64,8 @@ class Work(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     tables: tuple[tuple[int, ...], ...]
     logits: tuple[LogitRow, ...] = ()
+    scoring: Scoring | None = None
+    pool: bool = False
 
 
 class StepPlan(msgspec.Struct, frozen=True):
@@ -67,7 +85,15 @@ class Sample(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None = None
 
 
-class StepResult(msgspec.Struct, frozen=True):
-    """Samples of a plan: one tuple per work item, one sample per logit row."""
+class WorkResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one work item came to: a sample per logit row, a score per target, a vector."""
 
-    samples: tuple[tuple[Sample, ...], ...]
+    samples: tuple[Sample, ...] = ()
+    scores: tuple[Logprobs, ...] = ()
+    vector: Pooled | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """Results of a plan's work items, in their order."""
+
+    work: tuple[WorkResult, ...]

@@ -18,10 +18,10 @@ from typing import Any
 
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
-from rosellm.roseinfer.messages import Add, FinishReason, Output
+from rosellm.roseinfer.messages import Add, FinishReason, Logprobs, Output, Pooled, Want
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.scheduler import Scheduler
-from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work
+from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work, WorkResult
 
 Fingerprint = int
 END = 2
@@ -56,6 +56,22 @@ def finish_reason(add: Add, answer: list[int], max_model_len: int) -> FinishReas
         return "stop"
     longest = min(params.max_tokens, max_model_len - len(add.prompt))
     return "length" if len(answer) == longest else None
+
+
+def score(tokens: Sequence[int]) -> Logprobs:
+    """Of the last of these tokens, given the others."""
+    return Logprobs(-float(hash(tuple(tokens)) % 1000))
+
+
+def scores(add: Add) -> list[Logprobs]:
+    """What a request is to be told of its prompt, by its first choice."""
+    if add.params.prompt_logprobs is None or add.want == "pooled":
+        return []
+    return [score(add.prompt[: end + 1]) for end in range(1, len(add.prompt))]
+
+
+def vector(add: Add) -> Pooled:
+    return Pooled(array("q", add.prompt).tobytes())
 
 
 # -- the model --------------------------------------------------------------------------------
@@ -120,9 +136,14 @@ class FakeModel:
     """
 
     def __init__(
-        self, pools: Sequence[WatchedPool], block_size: int, owner: Callable[[int], Owner]
+        self,
+        pools: Sequence[WatchedPool],
+        windows: Sequence[int | None],
+        block_size: int,
+        owner: Callable[[int], Owner],
     ) -> None:
         self._pools = pools
+        self._windows = windows
         self._block_size = block_size
         self._owner = owner
 
@@ -132,13 +153,14 @@ class FakeModel:
             self._verify(work, work.start)
         for work in plan.work:
             self._write(work)
-        return StepResult(tuple(self._samples(work) for work in plan.work))
+        return StepResult(tuple(self._result(work) for work in plan.work))
 
     def _verify(self, work: Work, end: int) -> None:
         expected = self._owner(work.sequence).fingerprints(end)
-        for pool, table in zip(self._pools, work.tables, strict=True):
-            found = [pool.kv[self._slot(table, position)] for position in range(end)]
-            assert found == expected, f"sequence {work.sequence} reads another's cache"
+        for pool, window, table in zip(self._pools, self._windows, work.tables, strict=True):
+            first = 0 if window is None else max(work.start - window + 1, 0)
+            found = [pool.kv[self._slot(table, position)] for position in range(first, end)]
+            assert found == expected[first:], f"sequence {work.sequence} reads another's cache"
 
     def _write(self, work: Work) -> None:
         owner = self._owner(work.sequence)
@@ -147,17 +169,37 @@ class FakeModel:
         assert list(work.tokens) == owner.tokens[work.start : end]
         values = owner.fingerprints(end)
         for pool, table in zip(self._pools, work.tables, strict=True):
-            assert len(set(table)) == len(table)
+            held = [block for block in table if block != pool.total]
+            assert len(set(held)) == len(held)
             for position in range(work.start, end):
                 block, offset = divmod(position, self._block_size)
                 pool.write(table[block], offset, values[position])
 
-    def _samples(self, work: Work) -> tuple[Sample, ...]:
+    def _result(self, work: Work) -> WorkResult:
         owner = self._owner(work.sequence)
         end = work.start + len(work.tokens)
-        assert len(work.logits) == (end == len(owner.tokens)), "a token is sampled at the end only"
+        at_end = end == len(owner.tokens)
+        pooled = owner.add.want == "pooled"
+        samples = not pooled and owner.add.params.max_tokens > 0
+        assert len(work.logits) == (at_end and samples), "a token is sampled at the end only"
+        assert work.pool == (at_end and pooled)
         self._verify(work, end)
-        return tuple(self._sample(owner, row, end - 1 - work.start) for row in work.logits)
+        return WorkResult(
+            samples=tuple(self._sample(owner, row, end - 1 - work.start) for row in work.logits),
+            scores=self._scores(owner, work),
+            vector=vector(owner.add) if work.pool else None,
+        )
+
+    def _scores(self, owner: Owner, work: Work) -> tuple[Logprobs, ...]:
+        if work.scoring is None:
+            return ()
+        assert owner.choice == 0
+        assert work.scoring.top == owner.add.params.prompt_logprobs
+        first = work.start + work.scoring.offset + 1
+        end = first + len(work.scoring.targets)
+        assert end <= min(work.start + len(work.tokens) + 1, len(owner.add.prompt))
+        assert list(work.scoring.targets) == owner.add.prompt[first:end]
+        return tuple(map(score, [owner.add.prompt[: i + 1] for i in range(first, end)]))
 
     def _sample(self, owner: Owner, row: LogitRow, offset: int) -> Sample:
         tokens, prompt_len = owner.tokens, len(owner.add.prompt)
@@ -184,6 +226,7 @@ class Asked:
     finish: list[FinishReason | None]
     cached: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    scores: list[Logprobs] = field(default_factory=list)
     over: bool = False
 
     @property
@@ -207,16 +250,19 @@ class Harness:
         *,
         block_size: int = 4,
         num_blocks: int = 64,
-        num_groups: int = 1,
+        windows: Sequence[int | None] = (None,),
         max_num_seqs: int = 8,
         budget: int = 64,
         max_model_len: int | None = None,
         prefix_cache: bool = True,
         ageing: float = 10.0,
+        whole_prompts: bool = False,
     ) -> None:
         self.now = 0.0
-        self.pools = [WatchedPool(num_blocks, block_size) for _ in range(num_groups)]
-        self.cache = CacheManager(self.pools, block_size, prefix_cache)
+        least = [-(-(w - 1) // block_size) + 2 - (-budget // block_size) for w in windows if w]
+        sizes = [num_blocks if w is None else min(num_blocks, least.pop(0)) for w in windows]
+        self.pools = [WatchedPool(size, block_size) for size in sizes]
+        self.cache = CacheManager(self.pools, block_size, prefix_cache, windows)
         self.max_model_len = max_model_len or num_blocks * block_size
         self.scheduler = Scheduler(
             self.cache,
@@ -225,8 +271,9 @@ class Harness:
             max_model_len=self.max_model_len,
             ageing=ageing,
             clock=lambda: self.now,
+            whole_prompts=whole_prompts,
         )
-        self.model = FakeModel(self.pools, block_size, self._owner)
+        self.model = FakeModel(self.pools, windows, block_size, self._owner)
         self.asked: dict[int, Asked] = {}
         self.in_flight: deque[Submitted] = deque()
         self.steps = 0
@@ -243,6 +290,7 @@ class Harness:
         tenant: str = "",
         priority: int = 0,
         cache_salt: str = "",
+        want: Want = "tokens",
         **params: Any,
     ) -> int:
         """Add a request; ``params`` are sampling parameters. Returns its id."""
@@ -255,6 +303,7 @@ class Harness:
             tenant=tenant,
             priority=priority,
             cache_salt=cache_salt,
+            want=want,
         )
         answers = [list(tokens) for tokens in generated] or [[] for _ in range(n)]
         self.asked[add.id] = Asked(add, answers, [None] * n)
@@ -386,16 +435,26 @@ class Harness:
         asked = self.asked[row.id]
         assert not asked.over, "a row after the last one"
         assert asked.finish[row.choice] is None, "a row after the choice's last one"
-        assert row.tokens
+        assert row.tokens or row.finish or row.prompt_logprobs
         assert row.error is None
         assert 0 <= row.cached <= len(asked.add.prompt) - (not asked.add.generated)
         answer = asked.answers[row.choice]
+        assert row.choice == 0 or not row.prompt_logprobs
+        asked.scores += row.prompt_logprobs or []
+        if row.choice == 0 and (row.tokens or row.finish):
+            assert asked.scores == scores(asked.add), "all of them, in order, before a token"
+        if asked.add.want == "pooled":
+            assert (row.tokens, row.pooled, row.finish) == ([], vector(asked.add), "stop")
+            asked.over, asked.finish = row.last, ["stop"]
+            assert row.last
+            return
         for token in row.tokens:
             assert finish_reason(asked.add, answer, self.max_model_len) is None
             tokens = [*asked.add.prompt, *answer]
             assert token == next_token(tokens, asked.add.params, row.choice, len(answer))
             answer.append(token)
-        assert row.finish == finish_reason(asked.add, answer, self.max_model_len)
+        if row.tokens or row.finish:
+            assert row.finish == finish_reason(asked.add, answer, self.max_model_len)
         asked.steps.append(self.steps)
         asked.cached.append(row.cached)
         asked.finish[row.choice] = row.finish

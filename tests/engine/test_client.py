@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 import rosellm
+from rosellm.roseinfer.cache.blocks import BlockPool
+from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
 from rosellm.roseinfer.engine.client import EngineClient, InprocClient, ProcessClient
 from rosellm.roseinfer.engine.core import EngineCore
@@ -267,9 +269,7 @@ def test_a_failed_thread_says_why() -> None:
         Faulty(),
         Ready(32, 10, 64, "float32", "cpu", True, "fp_test"),
         SchedulerConfig(),
-        num_groups=1,
-        num_blocks=4,
-        block_size=16,
+        cache=CacheManager([BlockPool(4)], 16, prefix_cache=True),
         step_tokens=16,
     )
 

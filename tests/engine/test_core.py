@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from rosellm.roseinfer.cache.blocks import BlockPool
+from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.engine.loop import run_engine
 from rosellm.roseinfer.messages import Abort, Add, Flush, Output, Outputs, Ready
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.step import Sample, StepPlan, StepResult
+from rosellm.roseinfer.step import Sample, StepPlan, StepResult, WorkResult
 
 Inbox = queue.SimpleQueue[Add | Abort | Flush | None]
 FACTS = Ready(32, 10, 64, "float32", "cpu", True, "fp_test")
@@ -31,14 +33,15 @@ class Zeros:
         return self
 
     def result(self) -> StepResult:
-        return StepResult(tuple((Sample(0),) * len(work.logits) for work in self.plans[-1].work))
+        return StepResult(
+            tuple(WorkResult((Sample(0),) * len(work.logits)) for work in self.plans[-1].work)
+        )
 
 
 def core(**config: Any) -> EngineCore:
     scheduling = SchedulerConfig(**{"max_num_seqs": 2, **config})
-    return EngineCore(
-        Zeros(), FACTS, scheduling, num_groups=1, num_blocks=16, block_size=4, step_tokens=16
-    )
+    cache = CacheManager([BlockPool(16)], 4, prefix_cache=True)
+    return EngineCore(Zeros(), FACTS, scheduling, cache=cache, step_tokens=16)
 
 
 def add(id: int, prompt: list[int] | None = None, **fields: Any) -> Add:
@@ -76,7 +79,11 @@ def rows_until_idle(engine: EngineCore) -> list[Output]:
         (add(1, n=0), 400, None, "n"),
         (add(1, n=2, generated=[[1]]), 400, None, "n"),
         (add(1, generated=[[1], [1]]), 400, None, "n"),
-        (add(1, max_tokens=0), 400, None, "max_tokens"),
+        (add(1, max_tokens=0, generated=[[1]]), 400, None, "max_tokens"),
+        (add(1, max_tokens=-1), 400, None, "max_tokens"),
+        (add(1, [0] * 33, max_tokens=0), 400, "context_length_exceeded", None),
+        (add(1, want="pooled", n=2), 400, None, "n"),
+        (add(1, [0] * 33, want="pooled"), 400, "context_length_exceeded", None),
         (add(1, max_tokens=2, generated=[[1, 1]]), 400, None, "max_tokens"),
         (add(1, n=9), 503, "queue_full", None),
     ],

@@ -486,3 +486,101 @@ def test_discarded_plans_leave_no_trace() -> None:
     harness.run()
     assert harness.answer(id) == harness.alone(id)
     harness.check_drained()
+
+
+# -- windows ----------------------------------------------------------------------------------
+
+
+def test_blocks_out_of_the_window_are_free_at_once() -> None:
+    """A sequence of any length holds the blocks of its window and of one step's chunk."""
+    harness = Harness(
+        block_size=2, num_blocks=64, windows=(5,), budget=4, max_model_len=400, prefix_cache=False
+    )
+    assert harness.pools[0].total == 6
+    id = harness.add(letters(200), max_tokens=150)
+    most = 0
+    while harness.scheduler.has_work:
+        harness.step()
+        harness.check()
+        most = max(most, harness.pools[0].used)
+    assert most <= 5
+    assert harness.answer(id) == harness.alone(id)
+
+
+def test_a_prefix_is_found_by_its_last_window() -> None:
+    """Blocks before the window may be gone, and the prefix is as good."""
+    harness = Harness(block_size=2, windows=(None, 3), budget=64)
+    prompt = letters(40)
+    harness.add(prompt, max_tokens=1)
+    harness.run()
+    cache, windowed = harness.cache, harness.pools[1]
+    hits = cache.match(cache.new_sequence("", ""), prompt)
+    assert hits is not None
+    assert [len(group) for group in hits] == [19, 19]
+    assert hits[1].count(windowed.total) == 18  # position 38 sees 36 and 37
+    asked = harness.asked[harness.add(prompt, max_tokens=1)]
+    harness.run()
+    assert asked.cached == [38]
+    harness.check_drained()
+
+
+def test_without_its_last_window_a_prefix_is_shorter() -> None:
+    harness = Harness(block_size=2, windows=(None, 3), num_blocks=16, budget=8)
+    prompt = letters(24)
+    harness.add(prompt, max_tokens=1)
+    harness.run()
+    windowed = harness.pools[1]
+    kept = harness.cache.new_sequence("", "")
+    hits = harness.cache.match(kept, prompt)
+    assert hits is not None
+    length = len(hits[0])
+    assert length > 0
+    taken = windowed.allocate(windowed.available)  # evicts all that is cached
+    hits = harness.cache.match(kept, prompt)
+    assert hits == [[], []]
+    windowed.release(taken)
+    harness.check_drained()
+
+
+# -- what is wanted beside tokens -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [3, 64])
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_the_prompt_is_scored_once_and_whole(budget: int, max_tokens: int) -> None:
+    """By the first choice alone, whatever is in the cache (the harness checks each entry)."""
+    harness = Harness(budget=budget, block_size=2)
+    prompt = letters(20)
+    for _ in range(2):
+        id = harness.add(prompt, n=2, prompt_logprobs=1, max_tokens=max_tokens)
+        harness.run()
+        asked = harness.asked[id]
+        assert len(asked.scores) == 19
+        assert asked.finish == ["length", "length"] or max_tokens
+        assert asked.cached[0] == 0
+    harness.check_drained()
+
+
+def test_scores_are_not_told_twice_after_a_preemption() -> None:
+    harness = Harness(num_blocks=12, block_size=1, budget=2, prefix_cache=False, max_model_len=12)
+    harness.add(letters(10), prompt_logprobs=0, max_tokens=1, priority=1)
+    for _ in range(3):
+        harness.step()
+    urgent = harness.add(letters(9, seed=2), max_tokens=1)
+    sequence = next(iter(harness.scheduler._running.values()))
+    harness.scheduler._preempt(sequence)
+    harness.run()
+    assert harness.asked[urgent].over
+    assert len(harness.asked[1].scores) == 9
+    harness.check_drained()
+
+
+def test_an_encoder_takes_prompts_whole_and_in_order() -> None:
+    harness = Harness(budget=8, whole_prompts=True, prefix_cache=False)
+    for length in (5, 4, 3, 8, 1):
+        harness.add(letters(length), want="pooled")
+    finished = []
+    while harness.scheduler.has_work:
+        finished.append(ids(harness.step()))
+    assert finished == [[1], [2, 3], [4], [5]]
+    harness.check_drained()

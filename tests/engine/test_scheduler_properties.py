@@ -24,7 +24,8 @@ WHICH = st.integers(0, 30)
 PARAMS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2),
-        "max_tokens": st.one_of(st.integers(1, 4), st.integers(5, 20)),
+        "max_tokens": st.one_of(st.integers(0, 4), st.integers(5, 20)),
+        "prompt_logprobs": st.sampled_from([None, None, None, 0, 2]),
         "min_tokens": st.integers(0, 4),
         "stop_token_ids": st.sampled_from([(), (), (END,), (1, END)]),
         "presence_penalty": st.sampled_from([0.0, 1.0]),
@@ -47,7 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         block_size=st.sampled_from([1, 1, 2, 3, 4]),
         num_blocks=st.integers(4, 16),
-        num_groups=st.integers(1, 2),
+        windows=st.sampled_from([(None,), (None, None), (None, 1), (3,), (5, None), (2, 7)]),
         max_num_seqs=st.integers(1, 6),
         budget=st.sampled_from([1, 2, 3, 4, 8, 16]),
         prefix_cache=st.sampled_from([True, True, True, False]),
@@ -58,7 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self,
         block_size: int,
         num_blocks: int,
-        num_groups: int,
+        windows: tuple[int | None, ...],
         max_num_seqs: int,
         budget: int,
         prefix_cache: bool,
@@ -71,7 +72,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.harness = Harness(
             block_size=block_size,
             num_blocks=num_blocks,
-            num_groups=num_groups,
+            windows=windows,
             max_num_seqs=max_num_seqs,
             budget=budget,
             prefix_cache=prefix_cache,
@@ -92,6 +93,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, requests: list[tuple[list[int], int, dict[str, Any], dict[str, Any]]]) -> None:
         for prompt, n, params, fields in requests:
             self.harness.add(prompt[: self._longest_prompt], n=n, **params, **fields)
+
+    @rule(prompt=LETTERS, fields=FIELDS)
+    def add_pooled(self, prompt: list[int], fields: dict[str, Any]) -> None:
+        self.harness.add(prompt[: self._longest_prompt], want="pooled", **fields)
 
     @precondition(lambda self: self.harness.asked)
     @rule(which=WHICH, tail=LETTERS, params=PARAMS)

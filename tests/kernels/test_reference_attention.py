@@ -54,8 +54,8 @@ class Sequences:
         self.scale = dim**-0.5
         self.lengths = lengths
         group = KVGroup((0,), kv_heads, dim, window)
-        self.storage = KVStorage([group], num_blocks, block_size, dtype, CPU)
-        self.backend = ReferenceAttention(block_size, self.storage.null_slot, CPU)
+        self.storage = KVStorage([group], [num_blocks], block_size, dtype, CPU)
+        self.backend = ReferenceAttention(block_size, CPU)
         free = torch.randperm(num_blocks, generator=generator).tolist()
         self.tables = [[free.pop() for _ in range(count)] for count in blocks]
 
@@ -69,7 +69,7 @@ class Sequences:
 
     def fill_cache(self) -> None:
         keys, values = self.storage.layer(0)
-        real_slots = self.storage.null_slot + 1 - self.block_size
+        real_slots = self.storage.null_blocks[0] * self.block_size
         for cache in (keys, values):
             everything = torch.arange(real_slots)
             shape = (real_slots, self.k[0].shape[1], self.k[0].shape[2])
@@ -81,8 +81,9 @@ class Sequences:
 
     def _prepare(self, parts: Sequence[Part]) -> object:
         sequences, starts, lengths = zip(*parts, strict=True)
-        return self.backend.prepare(starts, lengths, [self.tables[s] for s in sequences],
-                                    self.window)  # fmt: skip
+        tables = [self.tables[s] for s in sequences]
+        null = self.storage.null_blocks[0]
+        return self.backend.prepare(starts, lengths, tables, null, self.window)
 
     def attend(self, parts: Sequence[Part]) -> list[Tensor]:
         """Attention of those parts of sequences in one call."""

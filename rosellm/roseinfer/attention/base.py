@@ -23,7 +23,8 @@ class AttentionBackend(Protocol):
         starts: Sequence[int],
         lengths: Sequence[int],
         tables: Sequence[Sequence[int]],
-        window: int | None,
+        null_block: int,
+        window: int | None = None,
         causal: bool = True,
     ) -> Any:
         """Describe the step's sequences.
@@ -32,7 +33,8 @@ class AttentionBackend(Protocol):
             starts: per sequence, the position of its first query token.
             lengths: per sequence, how many query tokens it has (consecutive in the batch).
             tables: per sequence, the block table covering starts + lengths positions; with
-                a window, entries of blocks that no query here can see may be the null block.
+                a window, blocks that no query here can see may be the null block.
+            null_block: the block of the cache that is all zeros and never written.
             window: a query sees this many latest positions, itself included; None sees all.
             causal: whether a query sees only positions up to its own; otherwise it sees all
                 of its sequence, which is then whole in this step.

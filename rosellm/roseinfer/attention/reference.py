@@ -53,14 +53,13 @@ class Tiles:
 
 
 class ReferenceAttention:
-    """See ``AttentionBackend``. The cache's last slot must be all zeros and never written."""
+    """See ``AttentionBackend``."""
 
     name = "reference"
     invariant = True
 
-    def __init__(self, block_size: int, null_slot: int, device: torch.device) -> None:
+    def __init__(self, block_size: int, device: torch.device) -> None:
         self._block_size = block_size
-        self._null_slot = null_slot
         self._device = device
 
     def prepare(
@@ -68,11 +67,12 @@ class ReferenceAttention:
         starts: Sequence[int],
         lengths: Sequence[int],
         tables: Sequence[Sequence[int]],
-        window: int | None,
+        null_block: int,
+        window: int | None = None,
         causal: bool = True,
     ) -> Tiles:
         ends = [start + length for start, length in zip(starts, lengths, strict=True)]
-        kv_slots = self._kv_slots(ends, tables)
+        kv_slots = self._kv_slots(ends, tables, null_block)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         # One entry per query tile: sequence, first row within it; longest reach first.
         tiles = [(s, r) for s, length in enumerate(lengths) for r in range(0, length, QUERY_TILE)]
@@ -147,10 +147,12 @@ class ReferenceAttention:
         flat: Tensor = tiled.flatten(2, 3)
         return flat
 
-    def _kv_slots(self, ends: Sequence[int], tables: Sequence[Sequence[int]]) -> np.ndarray:
+    def _kv_slots(
+        self, ends: Sequence[int], tables: Sequence[Sequence[int]], null_block: int
+    ) -> np.ndarray:
         """Slot of every position of every sequence, padded to whole KV tiles."""
         width = -(-max(ends) // KV_TILE) * KV_TILE
-        slots = np.full((len(ends), width), self._null_slot, dtype=np.int64)
+        slots = np.full((len(ends), width), null_block * self._block_size, dtype=np.int64)
         within = np.arange(self._block_size)
         for row, end, table in zip(slots, ends, tables, strict=True):
             blocks = np.asarray(table[: -(-end // self._block_size)], dtype=np.int64)

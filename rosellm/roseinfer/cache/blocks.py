@@ -61,9 +61,9 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
-    def is_cached(self, block: int) -> bool:
-        """Whether the block counts as available."""
-        return self._references[block] == 0
+    def in_use(self, block: int) -> bool:
+        """Whether somebody holds the block, so that it does not count as available."""
+        return self._references[block] > 0
 
     def share(self, block: int) -> None:
         """Add a reference to a block that ``find`` returned."""

@@ -20,13 +20,20 @@ HASHES_PER_CALL = 1024
 
 
 class SequenceKV:
-    """What one sequence holds: a block table per KV group, and its prefix hashes."""
+    """What one sequence holds: a block table per KV group, and its prefix hashes.
 
-    __slots__ = ("hashes", "published", "root", "tables")
+    Attributes:
+        tables: entry i of a table holds positions from i * block size on; blocks that fell
+            out of the group's window are replaced by the null block, ``pool.total``.
+        gone: per group, how many leading entries are null.
+    """
+
+    __slots__ = ("gone", "hashes", "published", "root", "tables")
 
     def __init__(self, root: bytes, num_groups: int) -> None:
         self.root = root
         self.tables: list[list[int]] = [[] for _ in range(num_groups)]
+        self.gone = [0] * num_groups
         self.hashes: list[bytes] = []
         self.published = 0
 
@@ -38,10 +45,18 @@ class CacheManager:
         pools: blocks of each KV group.
         block_size: tokens in a block.
         prefix_cache: whether computed blocks can be found again.
+        windows: per group, how many latest positions a token sees; default: all, everywhere.
     """
 
-    def __init__(self, pools: Sequence[BlockPool], block_size: int, prefix_cache: bool) -> None:
+    def __init__(
+        self,
+        pools: Sequence[BlockPool],
+        block_size: int,
+        prefix_cache: bool,
+        windows: Sequence[int | None] | None = None,
+    ) -> None:
         self.pools = list(pools)
+        self.windows = [None] * len(self.pools) if windows is None else list(windows)
         self.block_size = block_size
         self._prefix_cache = prefix_cache
         self._root = os.urandom(16)
@@ -57,44 +72,45 @@ class CacheManager:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def no_match(self) -> list[list[int]]:
+        """What ``match`` returns when nothing is found."""
+        return [[] for _ in self.pools]
+
     def match(self, kv: SequenceKV, tokens: Sequence[int]) -> list[list[int]] | None:
         """Blocks that already hold a prefix of ``tokens``, per group (not yet taken).
 
+        Of a group with a window only those within it are needed, and the others may be null.
         The last token is always left to compute. None means that the hashing budget of
         this call is used up: call again in the next step.
         """
         if not self._prefix_cache:
-            return [[] for _ in self.pools]
-        limit = (len(tokens) - 1) // self.block_size
-        known = min(len(kv.hashes), limit)
-        hits = self._find(kv.hashes[:known])
-        if len(hits[0]) < known:
-            return hits
-        for index in range(known, limit):
-            if index == known + HASHES_PER_CALL:
-                return None
-            found = self._find([self._hash(kv, tokens, index)])
-            if not found[0]:
-                break
-            for group, blocks in zip(hits, found, strict=True):
-                group += blocks
+            return self.no_match()
+        reach = self._reach(kv, tokens, (len(tokens) - 1) // self.block_size)
+        if reach is None:
+            return None
+        hashes = kv.hashes[: self._usable(kv.hashes[:reach])]
+        hits = []
+        for pool, window in zip(self.pools, self.windows, strict=True):
+            first = self._first_seen(window, len(hashes) * self.block_size)
+            hits.append([pool.total] * first + pool.find(hashes[first:]))
         return hits
 
-    def can_take(self, hits: list[list[int]], num_tokens: int, reserve: int) -> bool:
-        """Whether blocks for ``num_tokens`` could be held and ``reserve`` be left over."""
-        need = self.blocks_for(num_tokens)
+    def can_take(self, hits: list[list[int]], num_tokens: int, chunk: int, reserve: int) -> bool:
+        """Whether ``num_tokens``, computed in chunks, could be held and ``reserve`` be left."""
         return all(
-            need - len(group) + sum(map(pool.is_cached, group)) + reserve <= pool.available
-            for pool, group in zip(self.pools, hits, strict=True)
+            self._peak(window, num_tokens, chunk) + reserve
+            <= pool.available + sum(pool.in_use(block) for block in group if block != pool.total)
+            for pool, window, group in zip(self.pools, self.windows, hits, strict=True)
         )
 
     def take(self, kv: SequenceKV, hits: list[list[int]]) -> int:
         """Hold the blocks that ``match`` found; return how many tokens they cover."""
-        for pool, table, group in zip(self.pools, kv.tables, hits, strict=True):
-            assert not table
-            for block in group:
+        for index, (pool, group) in enumerate(zip(self.pools, hits, strict=True)):
+            assert not kv.tables[index]
+            kv.tables[index].extend(group)
+            kv.gone[index] = sum(block == pool.total for block in group)
+            for block in group[kv.gone[index] :]:
                 pool.share(block)
-            table.extend(group)
         kv.published = len(hits[0])
         return kv.published * self.block_size
 
@@ -120,11 +136,22 @@ class CacheManager:
                 pool.publish(table[index], block_hash)
         kv.published = max(kv.published, full)
 
+    def trim(self, kv: SequenceKV, num_computed: int) -> None:
+        """Let go of blocks that no token from position ``num_computed`` on can see."""
+        for index, (pool, window) in enumerate(zip(self.pools, self.windows, strict=True)):
+            table, gone = kv.tables[index], kv.gone[index]
+            first = min(self._first_seen(window, num_computed), len(table))
+            if first > gone:
+                pool.release(table[gone:first])
+                table[gone:first] = [pool.total] * (first - gone)
+                kv.gone[index] = first
+
     def release(self, kv: SequenceKV) -> None:
         """Let go of every block. Hashes stay: the tokens have not changed."""
-        for pool, table in zip(self.pools, kv.tables, strict=True):
-            pool.release(table)
+        for pool, table, gone in zip(self.pools, kv.tables, kv.gone, strict=True):
+            pool.release(table[gone:])
             table.clear()
+        kv.gone = [0] * len(self.pools)
         kv.published = 0
 
     def flush(self) -> None:
@@ -139,15 +166,52 @@ class CacheManager:
             pool.check()
             counts = [0] * pool.total
             for kv in holders:
-                for block in kv.tables[group]:
+                gone, table = kv.gone[group], kv.tables[group]
+                assert all((block == pool.total) == (i < gone) for i, block in enumerate(table))
+                for block in table[gone:]:
                     counts[block] += 1
             assert counts == [pool.references(b) for b in range(pool.total)]
 
-    def _find(self, hashes: Sequence[bytes]) -> list[list[int]]:
-        """Blocks with these contents, per group, as far as every group has them."""
-        found = [pool.find(hashes) for pool in self.pools]
-        length = min(map(len, found))
-        return [blocks[:length] for blocks in found]
+    def _first_seen(self, window: int | None, position: int) -> int:
+        """Index of the first block that a token at ``position`` sees."""
+        return 0 if window is None else max(position - window + 1, 0) // self.block_size
+
+    def _peak(self, window: int | None, num_tokens: int, chunk: int) -> int:
+        """Most blocks of a group that a sequence holds while ``num_tokens`` are computed."""
+        need = self.blocks_for(num_tokens)
+        return need if window is None else min(need, self.blocks_for(window - 1 + chunk) + 1)
+
+    def _reach(self, kv: SequenceKV, tokens: Sequence[int], limit: int) -> int | None:
+        """How many leading blocks are hashed and held by all groups that keep everything."""
+        complete = [p for p, w in zip(self.pools, self.windows, strict=True) if w is None]
+        known = min(len(kv.hashes), limit)
+        found = min((len(pool.find(kv.hashes[:known])) for pool in complete), default=known)
+        if found < known:
+            return found
+        for index in range(known, limit):
+            if index == known + HASHES_PER_CALL:
+                return None
+            block_hash = self._hash(kv, tokens, index)
+            if not all(pool.find([block_hash]) for pool in complete):
+                return index
+        return limit
+
+    def _usable(self, hashes: Sequence[bytes]) -> int:
+        """The longest prefix, in blocks, whose last window every windowed group still holds."""
+        length = len(hashes)
+        while length and (missing := self._last_missing(hashes, length)) is not None:
+            length = missing
+        return length
+
+    def _last_missing(self, hashes: Sequence[bytes], length: int) -> int | None:
+        """The last block that a token after ``length`` blocks would miss, if there is one."""
+        for pool, window in zip(self.pools, self.windows, strict=True):
+            if window is not None:
+                first = self._first_seen(window, length * self.block_size)
+                for index in range(length - 1, first - 1, -1):
+                    if not pool.find([hashes[index]]):
+                        return index
+        return None
 
     def _hash(self, kv: SequenceKV, tokens: Sequence[int], index: int) -> bytes:
         """Hash of block ``index``; earlier ones are known already."""

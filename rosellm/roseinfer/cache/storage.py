@@ -35,23 +35,23 @@ class KVGroup:
 class KVStorage:
     """Keys and values of every layer, by slot = block * block size + offset.
 
-    One block more than the pool knows of is kept at the end, all zeros and never
-    written: attention reads it where a sequence has no token.
+    One block more than a group's pool knows of is kept at the end, all zeros and never
+    written: attention reads it where a sequence has no token, or no longer any.
     """
 
     def __init__(
         self,
         groups: Sequence[KVGroup],
-        num_blocks: int,
+        num_blocks: Sequence[int],
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.groups = tuple(groups)
-        self.null_slot = (num_blocks + 1) * block_size - 1
+        self.null_blocks = tuple(num_blocks)
         self._layers: dict[int, Tensor] = {}
-        for group in self.groups:
-            shape = (2, self.null_slot + 1, group.kv_heads, group.head_dim)
+        for group, null_block in zip(self.groups, self.null_blocks, strict=True):
+            shape = (2, (null_block + 1) * block_size, group.kv_heads, group.head_dim)
             for layer in group.layers:
                 self._layers[layer] = _zeros(shape, dtype, device)
 

@@ -10,6 +10,8 @@ import torch
 
 import rosellm
 from rosellm.roseinfer.attention.reference import ReferenceAttention
+from rosellm.roseinfer.cache.blocks import BlockPool
+from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.engine.core import EngineCore
@@ -48,18 +50,21 @@ def build_engine(
     _check_memory(model.num_weights() * dtype.itemsize, device)
     model.allocate(dtype, device)
     _fill(model, architecture, checkpoint, on_progress)
-    plan = resolve.resolve_cache(config, spec, dtype, memory.available(device), device)
-    step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, device)
+    step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
+    free = memory.available(device)
+    plan = resolve.resolve_cache(config, spec, dtype, free, device, step_tokens)
     block_size = config.cache.block_size
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, dtype, device)
-    backend = ReferenceAttention(block_size, storage.null_slot, device)
-    runner = ModelRunner(model, storage, backend, device, plan.max_model_len)
+    backend = ReferenceAttention(block_size, device)
+    runner = ModelRunner(model, storage, backend, device, plan.max_model_len, spec.pooling)
+    pools = [BlockPool(count) for count in plan.num_blocks]
+    windows = [group.window for group in spec.kv_groups]
     promised = ops.invariant and backend.invariant
     invariant = promised and model.rows_are_independent()
     facts = Ready(
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab_size,
-        capacity_tokens=plan.num_blocks * block_size,
+        capacity_tokens=plan.capacity_tokens,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         invariant=invariant,
@@ -72,16 +77,17 @@ def build_engine(
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
             Decision("attention", backend.name, "paged, plain torch"),
         ],
+        generates=spec.generates,
+        pooling=spec.pooling,
+        embedding_size=spec.hidden_size,
     )
     return EngineCore(
         runner,
         facts,
         config.scheduler,
-        num_groups=len(spec.kv_groups),
-        num_blocks=plan.num_blocks,
-        block_size=block_size,
+        cache=CacheManager(pools, block_size, config.cache.prefix_cache and spec.causal, windows),
         step_tokens=step_tokens,
-        prefix_cache=config.cache.prefix_cache,
+        whole_prompts=not spec.causal,
     )
 
 

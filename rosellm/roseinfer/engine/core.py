@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
 from rosellm.roseinfer.messages import (
@@ -42,8 +41,10 @@ class EngineCore:
     Args:
         runner: executes plans.
         facts: what the engine came to; ``facts.max_model_len`` and ``vocab_size`` bound
-            requests, ``capacity_tokens`` is what the runner's cache holds.
-        num_groups, num_blocks, block_size: shape of that cache.
+            requests.
+        cache: block tables of the runner's cache.
+        step_tokens: tokens in one step.
+        whole_prompts: see ``Scheduler``.
     """
 
     def __init__(
@@ -52,24 +53,22 @@ class EngineCore:
         facts: Ready,
         config: SchedulerConfig,
         *,
-        num_groups: int,
-        num_blocks: int,
-        block_size: int,
+        cache: CacheManager,
         step_tokens: int,
-        prefix_cache: bool = True,
+        whole_prompts: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.facts = facts
         self._runner = runner
         self._max_queue = config.max_queue
-        pools = [BlockPool(num_blocks) for _ in range(num_groups)]
         self.scheduler = Scheduler(
-            CacheManager(pools, block_size, prefix_cache),
+            cache,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=step_tokens,
             max_model_len=facts.max_model_len,
             ageing=config.priority_ageing_s,
             clock=clock,
+            whole_prompts=whole_prompts,
         )
         self._rows: list[Output] = []
 
@@ -114,9 +113,15 @@ class EngineCore:
             return RowError("n must be at least 1 and match what is resumed", status=400, param="n")
         if not 0 <= message.params.seed <= MAX_SEED:
             return RowError(f"seed must be 0 to {MAX_SEED}", status=400, param="seed")
-        if longest >= message.params.max_tokens:
+        if message.want == "pooled" and (message.n > 1 or longest):
+            return RowError("a prompt has one vector", status=400, param="n")
+        if message.want == "tokens" and not self.facts.generates:
+            return RowError("this model gives vectors, not tokens", status=400, param="model")
+        most = message.params.max_tokens
+        samples = message.want == "tokens" and most > 0
+        if most < 0 or (longest >= most and (samples or longest)):
             return RowError("nothing is left to generate", status=400, param="max_tokens")
-        if len(message.prompt) + longest >= limit:
+        if len(message.prompt) + longest + samples > limit:
             return RowError(
                 f"the prompt has {len(message.prompt)} tokens; the context holds {limit}, "
                 "answer included",

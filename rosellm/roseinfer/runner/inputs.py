@@ -18,6 +18,9 @@ class StepInputs:
         ids, positions: [T].
         rows: [R] index of each logit row among the T tokens.
         logits: what each of those rows wants.
+        scored: [S] index of each position to score.
+        targets: [S] the token that follows it.
+        tops: how many likeliest tokens each of them reports.
         starts, lengths: per sequence, position of its first token and how many it has.
         tables: per KV group and sequence, the block table.
     """
@@ -26,6 +29,9 @@ class StepInputs:
     positions: Tensor
     rows: Tensor
     logits: tuple[LogitRow, ...]
+    scored: Tensor
+    targets: Tensor
+    tops: tuple[int, ...]
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     tables: tuple[tuple[tuple[int, ...], ...], ...]
@@ -36,16 +42,28 @@ def build_inputs(plan: StepPlan, device: torch.device) -> StepInputs:
     ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
+    scored: list[int] = []
+    targets: list[int] = []
+    tops: list[int] = []
     for work in plan.work:
         rows.extend(len(ids) + logit.offset for logit in work.logits)
+        if work.scoring is not None:
+            first, count = len(ids) + work.scoring.offset, len(work.scoring.targets)
+            scored.extend(range(first, first + count))
+            targets.extend(work.scoring.targets)
+            tops.extend([work.scoring.top] * count)
         ids.extend(work.tokens)
         positions.extend(range(work.start, work.start + len(work.tokens)))
-    packed = torch.tensor([*ids, *positions, *rows], dtype=torch.int64).to(device)
-    count = len(ids)
+    parts = (ids, positions, rows, scored, targets)
+    packed = torch.tensor([i for part in parts for i in part], dtype=torch.int64).to(device)
+    tensors = packed.split([len(part) for part in parts])
     return StepInputs(
-        ids=packed[:count],
-        positions=packed[count : 2 * count],
-        rows=packed[2 * count :],
+        ids=tensors[0],
+        positions=tensors[1],
+        rows=tensors[2],
+        scored=tensors[3],
+        targets=tensors[4],
+        tops=tuple(tops),
         logits=tuple(logit for work in plan.work for logit in work.logits),
         starts=tuple(work.start for work in plan.work),
         lengths=tuple(len(work.tokens) for work in plan.work),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.layers.attention import Step
 from rosellm.roseinfer.layers.rope import RopeTable
+from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.runner.inputs import StepInputs, build_inputs
+from rosellm.roseinfer.runner.pooling import pool
 from rosellm.roseinfer.runner.sampler import Chosen, sample
-from rosellm.roseinfer.step import StepPlan, StepResult
+from rosellm.roseinfer.runner.scores import Scores, score
+from rosellm.roseinfer.step import Sample, StepPlan, StepResult, Work, WorkResult
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,25 @@ class Handle:
     plan: StepPlan
     inputs: StepInputs
     chosen: Chosen | None
+    scores: Scores
+    vectors: tuple[Tensor, ...]
 
     def result(self) -> StepResult:
-        """Wait, and hand the samples out to the plan's work items."""
+        """Wait, and hand the results out to the plan's work items."""
         samples = iter(self.chosen.to_samples(self.inputs.logits) if self.chosen else [])
-        return StepResult(
-            tuple(tuple(islice(samples, len(work.logits))) for work in self.plan.work)
-        )
+        scores = iter(self.scores.to_logprobs())
+        vectors = iter(self.vectors)
+        return StepResult(tuple(_hand_out(w, samples, scores, vectors) for w in self.plan.work))
+
+
+def _hand_out(
+    work: Work, samples: Iterator[Sample], scores: Iterator[Logprobs], vectors: Iterator[Tensor]
+) -> WorkResult:
+    return WorkResult(
+        samples=tuple(islice(samples, len(work.logits))),
+        scores=tuple(islice(scores, len(work.scoring.targets) if work.scoring else 0)),
+        vector=Pooled(next(vectors).cpu().numpy().tobytes()) if work.pool else None,
+    )
 
 
 class ModelRunner:
@@ -38,6 +55,7 @@ class ModelRunner:
 
     Args:
         max_model_len: positions that can occur.
+        pooling: how a sequence's vector is made.
     """
 
     def __init__(
@@ -47,11 +65,13 @@ class ModelRunner:
         backend: AttentionBackend,
         device: torch.device,
         max_model_len: int,
+        pooling: Pooling = "last",
     ) -> None:
         self._model = model
         self._storage = storage
         self._backend = backend
         self._device = device
+        self._pooling = pooling
         spec = model.spec
         self._ropes = {
             rope: RopeTable(rope, max_model_len, device)
@@ -67,12 +87,23 @@ class ModelRunner:
         chosen = None
         if inputs.logits:
             chosen = sample(self._model.logits(hidden[inputs.rows]), inputs.logits)
-        return Handle(plan, inputs, chosen)
+        scores = score(self._model.logits, hidden, inputs)
+        return Handle(plan, inputs, chosen, scores, self._vectors(plan, hidden))
+
+    def _vectors(self, plan: StepPlan, hidden: Tensor) -> tuple[Tensor, ...]:
+        """The vector of every work item that wants one, in fp32."""
+        parts = hidden.split([len(work.tokens) for work in plan.work])
+        pairs = zip(plan.work, parts, strict=True)
+        return tuple(pool(part, self._pooling) for work, part in pairs if work.pool)
 
     def _step(self, inputs: StepInputs) -> Step:
         metas = tuple(
-            self._backend.prepare(inputs.starts, inputs.lengths, tables, group.window, group.causal)
-            for tables, group in zip(inputs.tables, self._storage.groups, strict=True)
+            self._backend.prepare(
+                inputs.starts, inputs.lengths, tables, null, group.window, group.causal
+            )
+            for tables, group, null in zip(
+                inputs.tables, self._storage.groups, self._storage.null_blocks, strict=True
+            )
         )
         return Step(
             positions=inputs.positions,

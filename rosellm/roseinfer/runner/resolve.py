@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from rosellm.roseinfer.cache.storage import KVGroup
 from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.messages import Decision
@@ -48,7 +50,9 @@ def resolve_dtype(
     return getattr(torch, name), Decision("dtype", name, reason)
 
 
-def resolve_step_tokens(config: SchedulerConfig, device: torch.device) -> tuple[int, Decision]:
+def resolve_step_tokens(
+    config: SchedulerConfig, spec: ModelSpec, device: torch.device
+) -> tuple[int, Decision]:
     """Token budget of one step."""
     if config.max_num_batched_tokens is not None:
         if config.max_num_batched_tokens < 1:
@@ -57,14 +61,17 @@ def resolve_step_tokens(config: SchedulerConfig, device: torch.device) -> tuple[
     else:
         value = _CPU_STEP_TOKENS if device.type == "cpu" else _GPU_STEP_TOKENS
         reason = f"default on {device.type}"
+    if not spec.causal and value < spec.max_positions:
+        value, reason = spec.max_positions, "an encoder computes a prompt in one step"
     return value, Decision("step budget", f"{value} tokens", reason)
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Size of the KV cache and the longest sequence it is meant for."""
+    """Size of the KV cache, in blocks of each group, and the longest sequence it is meant for."""
 
-    num_blocks: int
+    num_blocks: tuple[int, ...]
+    capacity_tokens: int
     max_model_len: int
     decisions: tuple[Decision, ...]
 
@@ -75,36 +82,102 @@ def resolve_cache(
     dtype: torch.dtype,
     free_bytes: int,
     device: torch.device,
+    step_tokens: int,
 ) -> CachePlan:
-    """Size the block pool from free memory; ConfigError if the context cannot fit."""
+    """Size the block pools from free memory; ConfigError if the context cannot fit."""
     size = config.cache.block_size
     if size < 1:
         raise ConfigError("--block-size must be at least 1")
     wanted = _wanted_length(config.model, spec)
-    per_token = sum(group.bytes_per_token(dtype) for group in spec.kv_groups)
+    pools = [
+        _Pool.of(group, dtype, size, wanted, config.scheduler.max_num_seqs, step_tokens)
+        for group in spec.kv_groups
+    ]
     budget, why = _budget(config.cache, free_bytes, device)
-    useful = config.scheduler.max_num_seqs * -(-wanted // size)
-    affordable = int(budget // (per_token * size)) - 1  # the null block takes one
-    num_blocks = min(useful, affordable)
-    capacity = num_blocks * size
-    longest = min(wanted, capacity)
+    blocks = _affordable(pools, budget)
+    longest = wanted if all(blocks >= pool.least for pool in pools) else max(blocks, 0) * size
     if longest < min(wanted, size) or (config.model.max_model_len and longest < wanted):
+        needed = sum((pool.least + 1) * pool.block_bytes for pool in pools)
         raise ConfigError(
-            f"a context of {wanted} tokens needs {wanted * per_token / _GIB:.2f} GiB of KV cache "
+            f"a context of {wanted} tokens needs {needed / _GIB:.2f} GiB of KV cache "
             f"and {budget / _GIB:.2f} GiB are set aside for it; use a smaller --max-model-len "
-            f"({max(capacity, 0)} would fit) or a larger --kv-cache-gb"
+            f"({max(blocks, 0) * size} would fit) or a larger --kv-cache-gb"
         )
-    blocks = f"{num_blocks} blocks of {size} = {capacity} tokens"
-    memory = f"{capacity * per_token / _GIB:.2f} GiB"
-    limit = "the limits can use no more" if useful <= affordable else why
+    counts = tuple(min(pool.useful, blocks) for pool in pools)
+    memory = sum(n * pool.block_bytes for n, pool in zip(counts, pools, strict=True))
+    limit = "the limits can use no more" if counts == tuple(p.useful for p in pools) else why
+    capacity = max(counts) * size
     return CachePlan(
-        num_blocks,
+        counts,
+        capacity,
         longest,
         (
             Decision("context", f"{longest} tokens", _why_length(longest, wanted, spec)),
-            Decision("KV cache", f"{blocks}, {memory}", f"{per_token} bytes a token; {limit}"),
+            Decision(
+                "KV cache",
+                f"{' + '.join(map(str, counts))} blocks of {size} = {capacity} tokens, "
+                f"{memory / _GIB:.2f} GiB",
+                f"{_bytes_a_token(spec, dtype)}; {limit}",
+            ),
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What one KV group asks for.
+
+    Attributes:
+        block_bytes: of one block, all the group's layers.
+        least: blocks that the longest sequence holds at once.
+        useful: blocks beyond which the limits on sequences leave the rest unused.
+    """
+
+    block_bytes: int
+    least: int
+    useful: int
+
+    @classmethod
+    def of(
+        cls,
+        group: KVGroup,
+        dtype: torch.dtype,
+        size: int,
+        longest: int,
+        sequences: int,
+        step_tokens: int,
+    ) -> _Pool:
+        whole = -(-longest // size)
+        block_bytes = group.bytes_per_token(dtype) * size
+        if group.window is None:
+            return cls(block_bytes, whole, sequences * whole)
+        # What a window covers may begin and end inside a block; a step's chunk comes on top.
+        kept, chunk = -(-(group.window - 1) // size) + 2, -(-step_tokens // size)
+        return cls(
+            block_bytes, min(whole, kept + chunk), min(sequences * whole, sequences * kept + chunk)
+        )
+
+
+def _affordable(pools: Sequence[_Pool], budget: float) -> int:
+    """Most blocks a group for which memory suffices; a group takes no more than it can use.
+
+    A block more of each group is kept empty (``KVStorage``).
+    """
+    low, high = -1, max(pool.useful for pool in pools)
+    while low < high:
+        middle = (low + high + 1) // 2
+        cost = sum((min(pool.useful, middle) + 1) * pool.block_bytes for pool in pools)
+        low, high = (middle, high) if cost <= budget else (low, middle - 1)
+    return low
+
+
+def _bytes_a_token(spec: ModelSpec, dtype: torch.dtype) -> str:
+    parts = [
+        f"{group.bytes_per_token(dtype)} bytes a token"
+        + (f" within {group.window}" if group.window else "")
+        for group in spec.kv_groups
+    ]
+    return ", ".join(parts)
 
 
 def _why_length(longest: int, wanted: int, spec: ModelSpec) -> str:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rosellm.roseinfer.kernels.reference import prefix_sum
 from rosellm.roseinfer.messages import Logprobs
+from rosellm.roseinfer.runner.logprobs import aligned, logprobs_of
 from rosellm.roseinfer.runner.noise import gumbel
 from rosellm.roseinfer.step import LogitRow, Sample
 
@@ -75,7 +75,7 @@ def sample(logits: Tensor, rows: Sequence[LogitRow]) -> Chosen:
     if raw is None:
         return Chosen(tokens)
     width = max(rows[i].params.logprobs or 0 for i in telling)
-    return Chosen(tokens, _logprobs(raw, tokens[_ints(telling, logits)], width))
+    return Chosen(tokens, logprobs_of(raw, tokens[_ints(telling, logits)], width))
 
 
 def _floats(values: Sequence[float], like: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _draw(logits: Tensor, rows: Sequence[LogitRow]) -> Tensor:
     if filtered:
         index = _ints(filtered, logits)
         chosen = logits[index]
-        probabilities = _aligned(chosen).softmax(-1)[:, : chosen.shape[1]]
+        probabilities = aligned(chosen).softmax(-1)[:, : chosen.shape[1]]
         threshold = _threshold(probabilities, [rows[i] for i in filtered])
         logits[index] = chosen.masked_fill_(probabilities < threshold, -torch.inf)
     noise = gumbel(
@@ -153,12 +153,6 @@ def _draw(logits: Tensor, rows: Sequence[LogitRow]) -> Tensor:
         logits.shape[1],
     )
     return (logits + noise).argmax(dim=-1)
-
-
-def _aligned(logits: Tensor) -> Tensor:
-    """Columns of -inf up to a multiple of 16: a row that starts elsewhere than on a vector's
-    boundary would be summed in another order."""
-    return F.pad(logits, (0, -logits.shape[1] % 16), value=-torch.inf)
 
 
 def _has_filter(row: LogitRow) -> bool:
@@ -205,24 +199,3 @@ def _threshold_among(
     uncut = (min_p == 0) & (top_k >= vocab_size)
     certain = cut | (uncut & (last < ordered.shape[1] - 1))
     return ordered.gather(1, last), certain[:, 0]
-
-
-def _logprobs(raw: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of tokens [L], and the likeliest ``width`` ids with theirs."""
-    logprobs = _aligned(raw).log_softmax(-1)
-    ids = _likeliest(raw, min(width, raw.shape[1]))
-    return logprobs.gather(1, tokens[:, None])[:, 0], ids, logprobs.gather(1, ids)
-
-
-def _likeliest(logits: Tensor, count: int) -> Tensor:
-    """Ids of the largest logits, equal ones by id: [L, count].
-
-    ``topk`` alone would order equals as its algorithm for that count happens to, and other
-    rows decide the count. A float's bits, read as an integer, order as the float does
-    (once negative ones are flipped); below them there is room for the id.
-    """
-    bits = (logits + 0.0).view(torch.int32)  # + 0.0 makes 0.0 of -0.0
-    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64) << 32
-    last = logits.shape[1] - 1
-    keys += torch.arange(last, -1, -1, device=logits.device)
-    return last - (keys.topk(count).values & 0xFFFFFFFF)
