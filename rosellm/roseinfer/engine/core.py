@@ -131,6 +131,11 @@ class EngineCore:
         groups = [group for group in _token_ids(message) if group]
         if min(map(min, groups)) < 0 or max(map(max, groups)) >= self.facts.vocab_size:
             return RowError("the request has token ids outside the vocabulary", status=400)
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(message.params, name)
+            if count is not None and not 0 <= count <= self.facts.vocab_size:
+                limit = self.facts.vocab_size
+                return RowError(f"{name} must be 0 to {limit}", status=400, param=name)
         if self.scheduler.num_waiting + message.n > self._max_queue:
             return RowError(
                 f"the queue is full ({self.scheduler.num_waiting} waiting); try again later",

@@ -27,12 +27,24 @@ def logprobs_of(raw: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor
 def _likeliest(logits: Tensor, count: int) -> Tensor:
     """Ids of the largest logits, equal ones by id: [L, count].
 
-    ``topk`` alone would order equals as its algorithm for that count happens to, and other
-    rows decide the count. A float's bits, read as an integer, order as the float does
-    (once negative ones are flipped); below them there is room for the id.
+    ``topk`` alone would leave it to its algorithm which of several equals it takes, and other
+    rows decide on the algorithm. So all that equal the last one are looked at.
     """
-    bits = (logits + 0.0).view(torch.int32)  # + 0.0 makes 0.0 of -0.0
+    if count == 0:
+        return logits.new_empty((len(logits), 0), dtype=torch.int64)
+    least = logits.topk(count).values[:, -1:]
+    width = int((logits >= least).sum(-1).max())
+    values, ids = logits.topk(max(width, count))
+    order = _sort_keys(values, ids).topk(count).indices
+    return ids.gather(1, order)
+
+
+def _sort_keys(values: Tensor, ids: Tensor) -> Tensor:
+    """Integers that order as the floats do, and where these are equal, smaller ids first.
+
+    A float's bits, read as an integer, order as the float does (once negative ones are
+    flipped); below them there is room for the id.
+    """
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes 0.0 of -0.0
     keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64) << 32
-    last = logits.shape[1] - 1
-    keys += torch.arange(last, -1, -1, device=logits.device)
-    return last - (keys.topk(count).values & 0xFFFFFFFF)
+    return keys + (0xFFFFFFFF - ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rosellm.roseinfer.kernels.reference import tile_rows
@@ -19,17 +20,25 @@ from rosellm.roseinfer.runner.logprobs import logprobs_of
 
 @dataclass(frozen=True)
 class Scores:
-    """Result on the device: tiles as ``logprobs_of`` returns them."""
+    """Result on the device.
 
-    tiles: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    Attributes:
+        chosen: [S] log-probability of each target.
+        ids, values: [S, most that a position wants] the likeliest tokens and theirs.
+        tops: how many of them each position wants.
+    """
+
+    chosen: Tensor
+    ids: Tensor
+    values: Tensor
     tops: tuple[int, ...]
 
     def to_logprobs(self) -> list[Logprobs]:
         """Wait for the device; one entry a scored position."""
-        rows = [row for tile in self.tiles for row in zip(*(x.tolist() for x in tile), strict=True)]
+        parts = (self.chosen.tolist(), self.ids.tolist(), self.values.tolist(), self.tops)
         return [
             Logprobs(chosen, ids[:top], values[:top])
-            for (chosen, ids, values), top in zip(rows, self.tops, strict=True)
+            for chosen, ids, values, top in zip(*parts, strict=True)
         ]
 
 
@@ -40,8 +49,20 @@ def score(logits: Callable[[Tensor], Tensor], hidden: Tensor, inputs: StepInputs
         logits: hidden states [R, H] to logits [R, vocabulary] in fp32.
         hidden: [T, H] of the whole step.
     """
+    count, width = len(inputs.tops), max(inputs.tops, default=0)
+    # Made beforehand: small results left between a tile's large buffers would split the heap,
+    # and every next tile would take new memory.
+    scores = Scores(
+        hidden.new_empty(count, dtype=torch.float32),
+        hidden.new_empty((count, width), dtype=torch.int64),
+        hidden.new_empty((count, width), dtype=torch.float32),
+        inputs.tops,
+    )
     height = tile_rows(hidden.device)
-    width = max(inputs.tops, default=0)
-    pairs = zip(inputs.scored.split(height), inputs.targets.split(height), strict=True)
-    tiles = (logprobs_of(logits(hidden[rows]), ids, width) for rows, ids in pairs if len(rows))
-    return Scores(tuple(tiles), inputs.tops)
+    for start in range(0, count, height):
+        rows = slice(start, start + height)
+        raw = logits(hidden[inputs.scored[rows]])
+        found = logprobs_of(raw, inputs.targets[rows], width)
+        for whole, part in zip((scores.chosen, scores.ids, scores.values), found, strict=True):
+            whole[rows] = part
+    return scores
