@@ -24,9 +24,14 @@ def option(default: Any, help: str, *, least: float = 0, most: float = float("in
 class ModelConfig:
     """Model"""
 
-    model: str = option("", "Hugging Face folder, or a rosetrainer .pt checkpoint")
+    model: str = option(
+        "", "Hugging Face folder, hub id (org/name[@revision]), or rosetrainer .pt checkpoint"
+    )
     tokenizer: str | None = option(
         None, "tokenizer to use instead of the model's own: a folder, a file or a hub id"
+    )
+    chat_template: str | None = option(
+        None, "chat template to use instead of the model's: a Jinja file, or the name of one of its"
     )
     dtype: DType = option("auto", "type of weights and KV cache; auto keeps the checkpoint's")
     device: Device = option("auto", "auto takes a CUDA device where there is one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import sentencepiece
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from rosellm.roseinfer.text.huggingface_form import byte_alphabet
 from rosellm.roseinfer.text.load import load_tokenizer
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
@@ -130,18 +132,35 @@ PIPELINES: dict[str, Callable[[], Pipeline]] = {
     "wordpiece": wordpiece_pipeline,
 }
 MODELS: dict[str, Callable[[], bytes]] = {"sp-llama": llama_model, "sp-unigram": unigram_model}
-FORMS = [*PIPELINES, *MODELS]
+FORMS = [*PIPELINES, *MODELS, "tiktoken"]
+
+
+def write_ranks(path: Path) -> None:
+    """Write the tokens of ``bytes_pipeline`` as a file of ranks, and a special token beside it."""
+    vocab = bytes_pipeline().get_vocab()
+    alphabet = byte_alphabet()
+    special = {"<|endoftext|>", "    "}
+    ordered = sorted((token for token in vocab if token not in special), key=vocab.__getitem__)
+    codes = [
+        base64.b64encode(bytes(alphabet[char] for char in token)).decode() for token in ordered
+    ]
+    path.write_text("".join(f"{code} {rank}\n" for rank, code in enumerate(codes)))
+    end = {"content": "<|endoftext|>", "special": True}
+    config = {"added_tokens_decoder": {str(len(ordered)): end}}
+    path.with_name("tokenizer_config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return a folder for each of FORMS, holding the tokenizer's one main file."""
+    """Return a folder for each of FORMS, holding little more than its main file."""
     root = tmp_path_factory.mktemp("tokenizers")
     folders = {name: root / name for name in FORMS}
     for name, folder in folders.items():
         folder.mkdir()
         if name in PIPELINES:
             PIPELINES[name]().save(str(folder / "tokenizer.json"))
+        elif name == "tiktoken":
+            write_ranks(folder / "small.tiktoken")
         else:
             (folder / "tokenizer.model").write_bytes(MODELS[name]())
     return folders

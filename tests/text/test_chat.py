@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rosellm.roseinfer.errors import ModelError, RequestError
-from rosellm.roseinfer.text.chat import ChatTemplate
+from rosellm.roseinfer.text.chat import ChatTemplate, choose_template
 
 KNOWN = [
     "chatml",
@@ -147,3 +147,43 @@ def test_a_failing_template_is_the_requests_fault(source: str, reason: str) -> N
 def test_a_template_that_is_not_jinja_is_the_models_fault() -> None:
     with pytest.raises(ModelError, match=r"chat template 'default' is not valid Jinja.*line 2"):
         ChatTemplate("\n{% if %}", {})
+
+
+# -- a template that was asked for -----------------------------------------------------------
+
+
+def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"default": "d", "tool_use": "t"}
+    assert choose_template("tool_use", own) == "t"
+    assert choose_template("default", "only") == "only"
+    Path("tool_use").write_text("from a file: é")
+    assert choose_template("tool_use", own) == "from a file: é"
+    assert choose_template(str(tmp_path / "tool_use"), None) == "from a file: é"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("absent.jinja", None, "no such file, nor one of the model's own, which has default"),
+        ("broken.jinja", b"\n{% if %}", "is not valid Jinja: .*line 2"),
+        ("binary.jinja", b"\xff", "cannot be read"),
+        ("config.json", b"{}", "a file of Jinja source is expected, not JSON"),
+        (".", None, "cannot be read"),
+    ],
+)
+def test_a_template_that_cannot_be_used_names_the_file(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=reason) as caught:
+        choose_template(str(path), "own")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_templates_says_so() -> None:
+    with pytest.raises(ModelError, match="which brings none"):
+        choose_template("tool_use", None)

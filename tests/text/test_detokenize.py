@@ -17,7 +17,15 @@ from rosellm.roseinfer.text.detokenize import Detokenizer
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 from tests.text.conftest import FORMS, LINES
 
-KNOWN = ["gpt2", "gpt-neox-20b", "phi-2-codegen", "phi-3-mini", "mistral-v1", "mistral-v3"]
+KNOWN = [
+    "cl100k_base",
+    "gpt2",
+    "gpt-neox-20b",
+    "phi-2-codegen",
+    "phi-3-mini",
+    "mistral-v1",
+    "mistral-v3",
+]
 
 
 def expected(tokenizer: Tokenizer, context: list[int], ids: list[int], skip: bool) -> str:

@@ -10,18 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosellm.roseinfer.errors import ModelError, RequestError
-from rosellm.roseinfer.text.load import load_tokenizer
+from rosellm.roseinfer.text.load import check_chat_template, load_tokenizer
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 from tests.text.conftest import FORMS, LINES, MODELS
 
-KNOWN = ["gpt2", "gpt-neox-20b", "phi-2-codegen", "phi-3-mini", "mistral-v1", "mistral-v3"]
+KNOWN = [
+    "cl100k_base",
+    "gpt2",
+    "gpt-neox-20b",
+    "phi-2-codegen",
+    "phi-3-mini",
+    "mistral-v1",
+    "mistral-v3",
+]
 SAMPLES = [
     ("no_tools", 1),
     ("no_tools", 2),
@@ -240,6 +247,46 @@ def test_tokens_added_to_a_sentencepiece_model(
     assert [tokenizer.token_bytes(id) for id in (420, 422)] == [b"<|end|>", b""]
 
 
+@pytest.mark.parametrize("form", ["bytes", "sp-llama"])
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+def test_special_tokens_without_a_name(
+    tokenizer_folders: dict[str, Path], tmp_path: Path, form: str, key: str
+) -> None:
+    size = load_tokenizer(str(tokenizer_folders[form])).vocab_size
+    config = {
+        "added_tokens_decoder": {str(size): {"content": "<x>"}, str(size + 1): {"content": "<y>"}},
+        key: ["<x>"] if key.startswith("add") else {"x_token": {"content": "<x>"}},
+    }
+    tokenizer = load_tokenizer(
+        with_files(tokenizer_folders[form], tmp_path, tokenizer_config=config)
+    )
+    ids = tokenizer.encode("a<x><y>", add_special_tokens=False)
+    assert ids[-2:] == [size, size + 1]
+    assert tokenizer.decode(ids) == "a<y>"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "a<x><y>"
+
+
+def test_tokens_that_only_the_config_adds_to_a_tokenizer_json(
+    tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    size = load_tokenizer(str(tokenizer_folders["llama"])).vocab_size
+    added = {
+        "1": {"content": "<s>", "special": True},
+        str(size): {"content": "<|end|>", "special": True, "lstrip": True, "rstrip": True},
+        str(size + 1): {"content": "lily", "normalized": False, "single_word": True},
+    }
+    folder = with_files(
+        tokenizer_folders["llama"], tmp_path, tokenizer_config={"added_tokens_decoder": added}
+    )
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode("a <|end|> a lily lilys", add_special_tokens=False)
+    assert [id for id in ids if id >= size] == [size, size + 1]
+    added[str(size + 9)] = {"content": "far"}
+    write_json(tmp_path, tokenizer_config={"added_tokens_decoder": added})
+    with pytest.raises(ModelError, match=f"'far' cannot have id {size + 9}"):
+        load_tokenizer(folder)
+
+
 def test_added_tokens_of_the_older_file(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
     files = {
         "added_tokens": {"<|a|>": 420, "<|b|>": 421},
@@ -311,6 +358,20 @@ def test_chat_template_sources(tokenizer_folders: dict[str, Path], tmp_path: Pat
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("r")
     assert found() == {"default": "own file", "rag": "r"}
+
+
+def test_a_template_instead_of_the_models_own(
+    tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = with_files(tokenizer_folders["bytes"], tmp_path / "model")
+    (tmp_path / "mine.jinja").write_text("mine")
+    assert load_tokenizer(folder, str(tmp_path / "mine.jinja")).chat_template == "mine"
+    named = [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]
+    write_json(tmp_path / "model", tokenizer_config={"chat_template": named})
+    assert load_tokenizer(folder, "tool_use").chat_template == "t"
+    check_chat_template(folder, "tool_use")
+    with pytest.raises(ModelError, match="chat template rag: no such file"):
+        check_chat_template(folder, "rag")
 
 
 # -- finding and reading files ---------------------------------------------------------------
@@ -399,8 +460,16 @@ def test_settings_for_training_are_ignored(
 @pytest.mark.parametrize(
     ("files", "source", "reason"),
     [
-        ({}, "", "expected tokenizer.json, tokenizer.model, or vocab.json with merges.txt"),
+        (
+            {},
+            "",
+            "expected tokenizer.json, tokenizer.model, a .tiktoken file, or vocab.json with",
+        ),
         ({}, "no/such/place", "no such file or folder"),
+        ({"x.tiktoken": "YQ== 0\nrose"}, "", "line 2 is not a token in base64 and its rank"),
+        ({"x.tiktoken": "YQ== 0\nYWI 1"}, "x.tiktoken", "line 2 is not valid base64"),
+        ({"x.tiktoken": "YQ== 0\nYg== 0"}, "", "two tokens have rank 0"),
+        ({"tokenizer.model": "YQ== 0\n"}, "", "no rank for byte 0x00"),
         ({"vocab.json": "{}"}, "", "needs merges.txt beside it"),
         ({"merges.txt": ""}, "merges.txt", "needs vocab.json beside it"),
         ({"vocab.json": "[", "merges.txt": ""}, "", "vocab.json with merges.txt cannot be read"),
@@ -444,50 +513,6 @@ def test_a_truncated_sentencepiece_model(
         path.write_bytes(model[:size])
         with pytest.raises(ModelError, match="not a readable SentencePiece model"):
             load_tokenizer(str(path))
-
-
-# -- the hub ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("source", "repo", "revision"),
-    [("gpt2", "gpt2", None), ("org/name", "org/name", None), ("org/name@v1", "org/name", "v1")],
-)
-def test_the_hub_is_asked_for_tokenizer_files_only(
-    tokenizer_folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    source: str,
-    repo: str,
-    revision: str | None,
-) -> None:
-    asked = []
-
-    def download(*args: Any, **kwargs: Any) -> str:
-        asked.append((args, kwargs))
-        return str(tokenizer_folders["bytes"])
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load_tokenizer(source).vocab_size
-    [((asked_repo,), options)] = asked
-    assert (asked_repo, options["revision"]) == (repo, revision)
-    assert "tokenizer.json" in options["allow_patterns"]
-    assert not [pattern for pattern in options["allow_patterns"] if "safetensors" in pattern]
-
-
-def test_a_failing_hub_says_what_to_do() -> None:
-    """In a fresh process: the hub's client reads its environment when it is imported."""
-    code = (
-        "from rosellm.roseinfer.text.load import load_tokenizer\n"
-        "try: load_tokenizer('no-such-org/no-such-model')\n"
-        "except Exception as error: print(type(error).__name__, error, sep=': ')"
-    )
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
-    [line] = done.stdout.splitlines()
-    assert line.startswith("ModelError: cannot get the tokenizer of 'no-such-org/no-such-model'")
-    assert "pass a local folder" in line
 
 
 def test_importing_loads_no_tokenizer_library() -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -103,6 +104,35 @@ class ChatTemplate:
         if tools and "tool_use" in self._templates:
             return self._templates["tool_use"]
         return self._templates["default"]
+
+
+def choose_template(choice: str, own: str | Mapping[str, str] | None) -> str:
+    """A template that was asked for instead of the one that a model would use.
+
+    Args:
+        choice: path of a file with Jinja source, or the name of one of the model's own.
+        own: the templates that came with the model.
+
+    Raises:
+        ModelError: there is no such file or name, or it cannot be read, or is not valid Jinja.
+    """
+    path = Path(choice).expanduser()
+    named = dict(own) if isinstance(own, Mapping) else {"default": own} if own else {}
+    if not path.is_file() and choice in named:
+        return named[choice]
+    try:
+        source = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        names = f"has {', '.join(named)}" if named else "brings none"
+        raise ModelError(
+            f"chat template {choice}: no such file, nor one of the model's own, which {names}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"chat template {choice} cannot be read: {error}") from None
+    if path.suffix == ".json":
+        raise ModelError(f"chat template {choice}: a file of Jinja source is expected, not JSON")
+    _compile(choice, source)
+    return source
 
 
 def _compile(name: str, source: str) -> Template:

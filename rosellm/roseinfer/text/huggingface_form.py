@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Pipeline
 
 from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.text.tokenizer import Tokenizer, check_unicode
+from rosellm.roseinfer.text.tokenizer_config import AddedToken as Token
 from rosellm.roseinfer.text.tokenizer_config import TokenizerConfig
 
 # Classes whose vocab.json and merges.txt are cut by GPT-2's own pattern. Others (Qwen2, RoBERTa)
@@ -21,11 +22,17 @@ _GPT2_CLASSES = ("GPT2", "CodeGen")
 
 
 def load_tokenizer_json(path: Path, config: TokenizerConfig) -> HuggingFaceTokenizer:
-    """Load a ``tokenizer.json``. Raises ModelError if it cannot be read."""
+    """Load a ``tokenizer.json``.
+
+    Raises:
+        ModelError: it cannot be read, or the config's added tokens do not fit it.
+    """
     try:
         pipeline = Pipeline.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for every fault
         raise ModelError(f"{path} is not a readable tokenizer.json: {error}") from None
+    absent = (token for token in config.added_tokens if pipeline.token_to_id(token.content) is None)
+    add_tokens(pipeline, path, absent)
     return HuggingFaceTokenizer(pipeline, config)
 
 
@@ -47,18 +54,28 @@ def load_gpt2_files(path: Path, config: TokenizerConfig) -> HuggingFaceTokenizer
     pipeline.decoder = decoders.ByteLevel()
     if pipeline.token_to_id("<|endoftext|>") is not None:
         pipeline.add_special_tokens(["<|endoftext|>"])
-    _add_tokens(pipeline, path.parent, config)
+    add_tokens(pipeline, path, config.added_tokens)
     return HuggingFaceTokenizer(pipeline, config)
 
 
-def _add_tokens(pipeline: Pipeline, folder: Path, config: TokenizerConfig) -> None:
-    for token in config.added_tokens:
+def add_tokens(pipeline: Pipeline, path: Path, tokens: Iterable[Token]) -> None:
+    """Add tokens that the config beside ``path`` lists to the pipeline.
+
+    Raises:
+        ModelError: one cannot have the id that it is listed with.
+    """
+    for token in tokens:
         added = AddedToken(
-            token.content, lstrip=token.lstrip, rstrip=token.rstrip, special=token.special
+            token.content,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            single_word=token.single_word,
+            special=token.special,
         )
         (pipeline.add_special_tokens if token.special else pipeline.add_tokens)([added])
         if pipeline.token_to_id(token.content) != token.id:
-            raise ModelError(f"{folder}: added token {token.content!r} cannot have id {token.id}")
+            raise ModelError(f"{path}: added token {token.content!r} cannot have id {token.id}")
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -70,7 +87,7 @@ class HuggingFaceTokenizer(Tokenizer):
         pipeline.no_padding()
         self._pipeline = pipeline
         self.vocab_size = 1 + max(pipeline.get_vocab().values(), default=-1)
-        self.special_ids = self._mark_special(config.special_tokens)
+        self.special_ids = self._mark_special(config)
         kinds = _decoder_kinds(pipeline)
         self._byte_level = "ByteLevel" in kinds
         self._byte_tokens = self._find_byte_tokens() if "ByteFallback" in kinds else {}
@@ -79,9 +96,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._adopt(config)
         self._prefix, self._suffix = self._missing_ends(config)
 
-    def _mark_special(self, named: dict[str, str]) -> frozenset[int]:
+    def _mark_special(self, config: TokenizerConfig) -> frozenset[int]:
         """All special ids. A token that the config names is one, even if unmarked elsewhere."""
-        known = {token: self.token_to_id(token) for token in named.values()}
+        named = (*config.special_tokens.values(), *config.also_special)
+        known = {token: self.token_to_id(token) for token in named}
         ids = {token: id for token, id in known.items() if id is not None}
         self._pipeline.add_special_tokens(list(ids))
         added = self._pipeline.get_added_tokens_decoder()
@@ -166,7 +184,7 @@ def _byte_level_bytes(token: str) -> bytes:
         return token.encode()
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's alphabet: a printable character for every byte (``encoder.py``, openai/gpt-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -174,4 +192,4 @@ def _byte_alphabet() -> dict[str, int]:
     return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTE_OF = _byte_alphabet()
+_BYTE_OF = byte_alphabet()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._bytes = self._byte_table()
         self.vocab_size = len(self._bytes)
         named = _named(processor) | config.special_tokens
-        self.special_ids = self._find_special_ids(named)
+        self.special_ids = self._find_special_ids((*named.values(), *config.also_special))
         self._adopt(replace(config, special_tokens=named))
         bos = [] if self.bos_id is None else [self.bos_id]
         self._prefix = bos if config.add_bos is not False else []
@@ -74,10 +74,10 @@ class SentencePieceTokenizer(Tokenizer):
         table = pieces | added
         return [table.get(id, b"") for id in range(1 + max(table))]
 
-    def _find_special_ids(self, named: dict[str, str]) -> frozenset[int]:
+    def _find_special_ids(self, named: Iterable[str]) -> frozenset[int]:
         """Ids of tokens that are marked as special or that the config names."""
         marked = {token.id for token in self._added.values() if token.special}
-        known = {self.token_to_id(token) for token in named.values()}
+        known = {self.token_to_id(token) for token in named}
         return frozenset(marked | {id for id in known if id is not None})
 
     def encode(

@@ -20,7 +20,10 @@ from rosellm.roseinfer.errors import ModelError
 class AddedToken:
     """A token that was added to a finished vocabulary.
 
-    ``lstrip`` and ``rstrip`` say that it swallows the white space before or after it.
+    Attributes:
+        lstrip, rstrip: whether it swallows the white space before or after it.
+        normalized: whether it is looked for in the normalised text, not in the text as it stands.
+        single_word: whether it counts only where no letter touches it.
     """
 
     id: int
@@ -28,17 +31,23 @@ class AddedToken:
     special: bool
     lstrip: bool = False
     rstrip: bool = False
+    normalized: bool = False
+    single_word: bool = False
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """What the files beside a tokenizer say; ``None`` where they say nothing.
 
-    ``legacy`` is Hugging Face's name for SentencePiece's older habit of putting a space before
-    the text after every special token, not only before the first text.
+    Attributes:
+        special_tokens: ``bos_token`` and its like by name.
+        also_special: special tokens that have no such name.
+        legacy: Hugging Face's name for SentencePiece's older habit of putting a space before the
+            text after every special token, not only before the first text.
     """
 
     special_tokens: dict[str, str] = field(default_factory=dict)
+    also_special: tuple[str, ...] = ()
     chat_template: str | dict[str, str] | None = None
     add_bos: bool | None = None
     add_eos: bool | None = None
@@ -62,15 +71,16 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 def _parse(folder: Path) -> TokenizerConfig:
     config = _read_json(folder / "special_tokens_map.json")
     config |= _read_json(folder / "tokenizer_config.json")
-    tokens = _special_tokens(config)
+    tokens, others = _special_tokens(config), _also_special(config)
     return TokenizerConfig(
         special_tokens=tokens,
+        also_special=others,
         chat_template=_chat_template(folder, config),
         add_bos=config.get("add_bos_token"),
         add_eos=config.get("add_eos_token"),
         legacy=config.get("legacy") is not False,
         tokenizer_class=config.get("tokenizer_class"),
-        added_tokens=_added_tokens(folder, config, set(tokens.values())),
+        added_tokens=_added_tokens(folder, config, {*tokens.values(), *others}),
     )
 
 
@@ -99,6 +109,15 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return {name: content for name, content in named.items() if content is not None}
 
 
+def _also_special(config: dict[str, Any]) -> tuple[str, ...]:
+    """The older name of this list, and the newer one; the newer may give names to some."""
+    found: list[str | None] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = config.get(key) or ()
+        found += map(_content, tokens.values() if isinstance(tokens, dict) else tokens)
+    return tuple(content for content in found if content is not None)
+
+
 def _content(token: Any) -> str | None:
     """A token is written as its string, or as an AddedToken object that holds it."""
     content = token.get("content") if isinstance(token, dict) else token
@@ -110,17 +129,19 @@ def _added_tokens(
 ) -> tuple[AddedToken, ...]:
     decoder = config.get("added_tokens_decoder")
     if decoder is None:
-        others = {_content(token) for token in config.get("additional_special_tokens") or ()}
         older = _read_json(folder / "added_tokens.json")
-        tokens = [AddedToken(id, text, text in special | others) for text, id in older.items()]
+        tokens = [_added_token(id, {"content": text}, special) for text, id in older.items()]
     else:
-        tokens = [_added_token(int(id), entry) for id, entry in decoder.items()]
+        tokens = [_added_token(int(id), entry, special) for id, entry in decoder.items()]
     return tuple(sorted(tokens, key=lambda token: token.id))
 
 
-def _added_token(id: int, entry: dict[str, Any]) -> AddedToken:
-    flags = {name: bool(entry.get(name)) for name in ("special", "lstrip", "rstrip")}
-    return AddedToken(id, entry["content"], **flags)
+def _added_token(id: int, entry: dict[str, Any], special: set[str]) -> AddedToken:
+    content = entry["content"]
+    is_special = bool(entry.get("special")) or content in special
+    flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word")}
+    normalized = bool(entry.get("normalized", not is_special))
+    return AddedToken(id, content, is_special, normalized=normalized, **flags)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:

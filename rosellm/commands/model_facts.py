@@ -1,0 +1,186 @@
+"""What a model's config and the headers of its weights say, and what serving it would take.
+
+Imports torch, so only inside functions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rosellm.commands.tables import size
+from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.errors import ConfigError, ModelError, shown
+from rosellm.roseinfer.hub import CONFIG, holds_model
+from rosellm.roseinfer.models.registry import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from rosellm.roseinfer.layers.rope import RopeSpec
+    from rosellm.roseinfer.models.spec import Architecture, ModelSpec
+
+Facts = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on disk; ``num_bytes`` is None where its weights are not here."""
+
+    architecture: str
+    config: Mapping[str, Any]
+    dtype: str
+    num_bytes: int | None
+
+
+def model_facts(config: EngineConfig) -> Facts:
+    """Names and values, in the order to be shown.
+
+    Raises:
+        ModelError: the config or a header cannot be read.
+    """
+    from rosellm.roseinfer.models.registry import find_architecture
+
+    found = find(config.model.model)
+    if found.architecture not in ARCHITECTURES:
+        yield "architecture", f"{shown(found.architecture)}: not supported (see rosellm models)"
+        yield "stored", _stored(found)
+        return
+    architecture = find_architecture(found.architecture)
+    module = ARCHITECTURES[found.architecture].partition(":")[0].rpartition(".")[2]
+    yield "architecture", f"{found.architecture} (models/{module}.py)"
+    spec = architecture.read_config(found.config)
+    weights = _num_weights(architecture, spec)
+    yield "parameters", f"{weights:,} ({_short(weights)})"
+    yield "stored", _stored(found)
+    yield from spec_facts(spec)
+    yield from _memory_facts(config, spec, found, weights)
+
+
+def find(model: str) -> Found:
+    """Open what is at a path: config and headers."""
+    from rosellm.roseinfer.loading.checkpoint import read_json
+    from rosellm.roseinfer.loading.open import open_checkpoint
+
+    folder = Path(model).expanduser()
+    if folder.is_dir() and not holds_model(folder):
+        config = read_json(folder / CONFIG)
+        names = config.get("architectures")
+        name = str(names[0]) if isinstance(names, list) and names else "no architecture"
+        return Found(name, config, str(config.get("dtype") or config.get("torch_dtype")), None)
+    checkpoint = open_checkpoint(model)
+    return Found(checkpoint.architecture, checkpoint.config, checkpoint.dtype, checkpoint.num_bytes)
+
+
+def _stored(found: Found) -> str:
+    if found.num_bytes is None:
+        return f"the weights are not here; {found.dtype}, by the config"
+    return f"{found.dtype}, {size(found.num_bytes)}"
+
+
+def _num_weights(architecture: Architecture, spec: ModelSpec) -> int:
+    import torch
+
+    from rosellm.roseinfer.kernels.table import choose_ops
+
+    with torch.device("meta"):
+        return architecture.build(choose_ops(torch.device("cpu")), spec).num_weights()
+
+
+# -- sizes and choices -----------------------------------------------------------------------
+
+
+def spec_facts(spec: ModelSpec) -> Facts:
+    """Sizes and choices of the architecture."""
+    yield "layers", str(spec.num_layers)
+    yield "hidden size", f"{spec.hidden_size:,}"
+    yield "MLP", _mlp(spec)
+    yield "heads", f"{spec.heads}, with {spec.kv_heads} for keys and values, of {spec.head_dim}"
+    yield "vocabulary", f"{spec.vocab_size:,}{', head tied to the embeddings' * spec.tied}"
+    yield "context", f"{spec.max_positions:,} tokens"
+    yield "positions", _positions(spec)
+    if any(spec.windows):
+        yield "windows", _shares(_window(window) for window in spec.windows)
+    if not spec.generates:
+        yield "vectors", f"{spec.hidden_size:,} numbers, {spec.pooling} pooling; no text"
+
+
+def _mlp(spec: ModelSpec) -> str:
+    dense = f"{spec.intermediate_size:,} wide"
+    if spec.experts is None:
+        return dense
+    sparse = spec.experts
+    mixed = f"{sparse.count} experts, {sparse.active} active, {sparse.width:,} wide"
+    layers = len(sparse.layers)
+    return mixed if layers == spec.num_layers else f"{mixed} in {layers} layers; else {dense}"
+
+
+def _positions(spec: ModelSpec) -> str:
+    if spec.learned_positions:
+        return "learned, a row for each"
+    return _shares(_rope(spec.rope_of(layer)) for layer in range(spec.num_layers))
+
+
+def _rope(rope: RopeSpec | None) -> str:
+    if rope is None:
+        return "none"
+    text = f"rotary, theta {rope.theta:,.0f}, {rope.dim} dimensions"
+    settings = {
+        name: value
+        for name, value in asdict(rope.scaling).items()
+        if isinstance(value, int | float) and name != "amplitude"
+    }
+    if not settings:
+        return text
+    said = ", ".join(f"{name} {value:g}" for name, value in settings.items())
+    return f"{text}, scaling {type(rope.scaling).__name__.lower()} ({said})"
+
+
+def _window(window: int | None) -> str:
+    return f"the latest {window:,} positions" if window else "all positions"
+
+
+def _shares(values: Iterable[str]) -> str:
+    """What all layers have, or how many have what."""
+    counts = Counter(values)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{value}: {count} layers" for value, count in counts.items())
+
+
+# -- memory ----------------------------------------------------------------------------------
+
+
+def _memory_facts(config: EngineConfig, spec: ModelSpec, found: Found, weights: int) -> Facts:
+    """What ``rosellm serve`` would decide now, with the same flags."""
+    from rosellm.roseinfer.runner import memory, resolve
+
+    device, on = resolve.resolve_device(config.model)
+    dtype, how = resolve.resolve_dtype(config.model, found.dtype, device)
+    yield "runs in", f"{how.value} ({how.reason}), on {on.value} ({on.reason})"
+    free, needed = memory.available(device), weights * dtype.itemsize
+    yield "memory, weights", f"{size(needed)}, and {size(free)} are free now"
+    try:
+        if needed > free:
+            raise ModelError("no: the weights alone need more memory than is free")
+        steps, _ = resolve.resolve_step_tokens(config.scheduler, spec, device)
+        plan = resolve.resolve_cache(_unlimited(config), spec, dtype, free - needed, device, steps)
+    except (ConfigError, ModelError) as error:
+        yield "fits", str(error)
+        return
+    yield "memory, KV cache", plan.decisions[-1].reason
+    longest = f"the longest sequence {plan.max_model_len:,}"
+    yield "fits", f"{plan.capacity_tokens:,} tokens in the cache, {longest}"
+
+
+def _unlimited(config: EngineConfig) -> EngineConfig:
+    """The same config, with more sequences at a time than any memory holds."""
+    return replace(config, scheduler=replace(config.scheduler, max_num_seqs=1 << 40))
+
+
+def _short(count: int) -> str:
+    for unit, one in (("B", 1e9), ("M", 1e6)):
+        if count >= one:
+            return f"{count / one:.3g} {unit}"
+    return f"{count / 1e3:.3g} k"
