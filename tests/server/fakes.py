@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,18 @@ import httpx
 from fastapi import FastAPI
 
 from rosellm.roseinfer.config import SamplingDefaults
-from rosellm.roseinfer.messages import Abort, Add, Flush, Output, Outputs, Ready, RowError, Stats
+from rosellm.roseinfer.messages import (
+    Abort,
+    Add,
+    Flush,
+    Logprobs,
+    Output,
+    Outputs,
+    Pooled,
+    Ready,
+    RowError,
+    Stats,
+)
 from rosellm.roseinfer.server.app import create_app
 from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
 from rosellm.roseinfer.server.generate import Pipeline
@@ -24,8 +36,10 @@ from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 BOS, EOS, VOCAB = 256, 257, 258
 MAX_MODEL_LEN = 512
+VECTOR_SIZE = 4
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -63,6 +77,7 @@ class FakeEngine:
     """Answers every ``Add`` with the rows of a script, one at a time, until it is aborted."""
 
     script: Script
+    generates: bool = True
     added: list[Add] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
     sent: int = 0
@@ -77,6 +92,8 @@ class FakeEngine:
             device="cpu",
             invariant=True,
             fingerprint="fp_test",
+            generates=self.generates,
+            embedding_size=VECTOR_SIZE,
         )
 
     def send(self, message: Add | Abort | Flush) -> None:
@@ -119,6 +136,52 @@ def says(text: str, *, size: int = 1, finish: str = "stop", cached: int = 0) -> 
     return rows
 
 
+def score(position: int, id: int, top: int) -> Logprobs:
+    """In even positions the token is the likeliest one, in odd ones it is not among them."""
+    ids = [(id + position % 2 + rank) % BOS for rank in range(top)]
+    logprobs = [-0.25 * (rank + 1) for rank in range(top)]
+    return Logprobs(-7.5 if position % 2 else -0.25, ids, logprobs)
+
+
+def scores(text: str, *, size: int = 1, chunk: int = 2, finish: str = "stop") -> Script:
+    """``says``, with the log-probabilities that were asked for; the prompt's in chunks."""
+
+    def rows(add: Add) -> Iterable[Output]:
+        yield from _prompt_scores(add, chunk)
+        if add.params.max_tokens == 0:
+            for choice in range(add.n):
+                yield Output(add.id, choice, finish="length", last=choice == add.n - 1)
+            return
+        position = [len(add.prompt)] * add.n
+        for row in says(text, size=size, finish=finish)(add):
+            if (top := add.params.logprobs) is not None:
+                numbered = enumerate(row.tokens, start=position[row.choice])
+                row.logprobs = [score(place, id, top) for place, id in numbered]
+            position[row.choice] += len(row.tokens)
+            yield row
+
+    return rows
+
+
+def _prompt_scores(add: Add, chunk: int) -> Iterable[Output]:
+    if (top := add.params.prompt_logprobs) is not None:
+        all = [score(place, id, top) for place, id in enumerate(add.prompt) if place]
+        for start in range(0, len(all), chunk):
+            yield Output(add.id, prompt_logprobs=all[start : start + chunk])
+
+
+def vector_of(prompt: Sequence[int]) -> list[float]:
+    """What ``gives_vectors`` gives: of unit length, and exact in fp32."""
+    sign = -1.0 if sum(prompt) % 2 else 1.0
+    return [0.5 * sign, 0.5, -0.5, 0.5]
+
+
+def gives_vectors(add: Add) -> Iterable[Output]:
+    """One vector a prompt."""
+    data = struct.pack(f"<{VECTOR_SIZE}f", *vector_of(add.prompt))
+    yield Output(add.id, pooled=Pooled(data), finish="stop", last=True)
+
+
 def refuses(status: int, code: str, after: str = "") -> Script:
     """An error row, after some text."""
 
@@ -158,6 +221,9 @@ class Server:
     async def complete(self, **fields: Any) -> httpx.Response:
         return await self.client.post(COMPLETIONS, json={"model": "m", "prompt": "hi", **fields})
 
+    async def embed(self, **fields: Any) -> httpx.Response:
+        return await self.client.post(EMBEDDINGS, json={"model": "m", "input": "hi", **fields})
+
 
 @asynccontextmanager
 async def serving(
@@ -168,9 +234,11 @@ async def serving(
     chat_template: str | None = None,
     api_key: str | None = None,
     name: str = "m",
+    generates: bool = True,
+    tokenizer: Tokenizer | None = None,
 ) -> AsyncIterator[Server]:
-    engine = FakeEngine(script)
-    tools = TextTools.of(ByteTokenizer(chat_template))
+    engine = FakeEngine(script, generates)
+    tools = TextTools.of(tokenizer or ByteTokenizer(chat_template))
     pipeline = Pipeline(engine, tools.tokenizer)
     ready = await pipeline.start()
     defaults = Defaults(flags or SamplingDefaults(), model or GenerationConfig(), (EOS,))

@@ -73,6 +73,8 @@ def test_every_other_flag(model: str) -> None:
         ("MODEL --no-amp --dtype float32", "--dtype and --no-amp"),
         ("MODEL --checkpoint-path x.pt", "MODEL and --checkpoint-path"),
         ("/no/such/place", "/no/such/place"),
+        ("./no-such-place", "no such folder or file"),
+        ("MODEL --tokenizer ./no-such-place", "'./no-such-place': no such folder"),
         ("CHECKPOINT", "--tokenizer-name"),
         ("MODEL --dtype int8", "int8"),
         ("MODEL --port x", "--port"),

@@ -19,7 +19,7 @@ from tests.server.fakes import COMPLETIONS
 PROGRAM = """
 import asyncio, sys
 from tests.server import fakes
-from rosellm.roseinfer.server import flags, listen, run
+from rosellm.roseinfer.server import flags, listen, load, run
 
 class Engine(fakes.FakeEngine):
     def send(self, message):
@@ -33,7 +33,7 @@ async def patiently(self, add):
         self.on_outputs(fakes.Outputs([fakes.Output(add.id, 0, [120])], fakes.Stats()))
 
 Engine._run = patiently
-run.load_tokenizer = lambda source: fakes.ByteTokenizer()
+load.load_tokenizer = lambda *_: fakes.ByteTokenizer()
 run.MOURNING_S, run.GRACE_S = 1.0, 0.3
 options = flags.parse([sys.argv[1], "--port", "0"])
 sock = listen.bind("127.0.0.1", 0)

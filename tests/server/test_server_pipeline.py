@@ -158,7 +158,7 @@ def test_a_request_that_ends_too_early_is_an_error_not_an_empty_answer() -> None
 def test_a_large_text_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> float:
         async with serving(says("x")) as server:
-            tokenizer = server.service.prompts._tokenizer
+            tokenizer = server.service.prompts.tokenizer
             encode = type(tokenizer).encode
 
             def slow(self: Any, text: str, **options: Any) -> list[int]:

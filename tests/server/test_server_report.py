@@ -31,10 +31,12 @@ def test_the_summary_says_what_and_why() -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", 'it\'s "quoted" $HOME'])
-def test_the_curl_survives_a_shell(name: str) -> None:
-    command = report.curl(name, "http://h:1", needs_key=True).replace("\\\n", "")
-    words = shlex.split(command)
-    assert words[:2] == ["curl", "http://h:1/v1/chat/completions"]
+@pytest.mark.parametrize("generates", [True, False])
+def test_the_curl_survives_a_shell(name: str, generates: bool) -> None:
+    command = report.curl(name, "http://h:1", needs_key=True, generates=generates)
+    words = shlex.split(command.replace("\\\n", ""))
+    path = "/v1/chat/completions" if generates else "/v1/embeddings"
+    assert words[:2] == ["curl", f"http://h:1{path}"]
     assert "Authorization: Bearer $ROSELLM_API_KEY" in words
     assert json.loads(words[-1])["model"] == name
 

@@ -13,7 +13,17 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.server.fakes import CHAT, COMPLETIONS, Server, events, refuses, says, serving
+from tests.server.fakes import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    Server,
+    events,
+    gives_vectors,
+    refuses,
+    scores,
+    serving,
+)
 
 SPECIFICATION = Path(__file__).parents[3] / "shared" / "openai-spec"
 
@@ -25,9 +35,21 @@ COMPLETION = "CreateCompletionResponse"
 # Chunks of a completion have no schema of their own; OpenAI sends the shape of a whole one, with
 # finish_reason null until the last and, when usage is asked for, usage null until then.
 COMPLETION_CHUNK = "CompletionChunk"
+VECTOR_TEXT = "EmbeddingInBase64"
 
 
 def relax(schemas: dict[str, Any]) -> None:
+    # With echo the first token follows nothing, and OpenAI writes null for its scores.
+    choice = schemas[COMPLETION]["properties"]["choices"]["items"]["properties"]
+    lists = choice["logprobs"]["anyOf"][0]["properties"]
+    for name in ("token_logprobs", "top_logprobs"):
+        lists[name]["items"] = nullable(lists[name]["items"])
+    # The schema is of the form that is asked for by default, which is numbers.
+    schemas[VECTOR_TEXT] = {
+        "type": "object",
+        "properties": {"embedding": {"type": "string", "contentEncoding": "base64"}},
+        "required": ["object", "index", "embedding"],
+    }
     chunk = json.loads(json.dumps(schemas[COMPLETION]))
     reason = chunk["properties"]["choices"]["items"]["properties"]["finish_reason"]
     chunk["properties"]["choices"]["items"]["properties"]["finish_reason"] = nullable(reason)
@@ -51,7 +73,11 @@ def check(official: dict[str, Any], schema: str, body: Any) -> None:
     jsonschema.Draft202012Validator(root).validate(body)
 
 
-@pytest.mark.parametrize("script", [says("hé", cached=2), says("longer text", finish="length")])
+CHAT_SCORES = {"logprobs": True, "top_logprobs": 2}
+COMPLETION_SCORES = {"logprobs": 2, "echo": True}
+
+
+@pytest.mark.parametrize("script", [scores("hé"), scores("longer text", finish="length")])
 def test_answers_are_valid(official: dict[str, Any], script: Any) -> None:
     async def test() -> None:
         async with serving(script) as server:
@@ -59,16 +85,36 @@ def test_answers_are_valid(official: dict[str, Any], script: Any) -> None:
 
     async def check_answers(server: Server) -> None:
         for fields in ({}, {"n": 3}, {"stop": "e", "max_tokens": 3}):
-            check(official, "CreateChatCompletionResponse", (await server.chat(**fields)).json())
-            check(official, COMPLETION, (await server.complete(**fields)).json())
             for options in (None, {"include_usage": True}, {"include_usage": False}):
-                streamed = {**fields, "stream": True, "stream_options": options}
-                for chunk in events(await server.chat(**streamed))[:-1]:
-                    check(official, "CreateChatCompletionStreamResponse", chunk)
-                for chunk in events(await server.complete(**streamed))[:-1]:
-                    check(official, COMPLETION_CHUNK, chunk)
+                await check_chat(server, fields, options)
+                await check_chat(server, {**fields, **CHAT_SCORES}, options)
+                await check_completion(server, fields, options)
+                await check_completion(server, {**fields, **COMPLETION_SCORES}, options)
         check(official, "ListModelsResponse", (await server.client.get("/v1/models")).json())
         check(official, "Model", (await server.client.get("/v1/models/m")).json())
+
+    async def check_chat(server: Server, fields: Any, options: Any) -> None:
+        check(official, "CreateChatCompletionResponse", (await server.chat(**fields)).json())
+        streamed = {**fields, "stream": True, "stream_options": options}
+        for chunk in events(await server.chat(**streamed))[:-1]:
+            check(official, "CreateChatCompletionStreamResponse", chunk)
+
+    async def check_completion(server: Server, fields: Any, options: Any) -> None:
+        check(official, COMPLETION, (await server.complete(**fields)).json())
+        streamed = {**fields, "stream": True, "stream_options": options}
+        for chunk in events(await server.complete(**streamed))[:-1]:
+            check(official, COMPLETION_CHUNK, chunk)
+
+    asyncio.run(test())
+
+
+def test_vectors_are_valid(official: dict[str, Any]) -> None:
+    async def test() -> None:
+        async with serving(gives_vectors) as server:
+            check(official, "CreateEmbeddingResponse", (await server.embed(input=["a"])).json())
+            text = (await server.embed(encoding_format="base64")).json()
+            check(official, VECTOR_TEXT, text["data"][0])
+            check(official, "CreateEmbeddingResponse", {**text, "data": []})
 
     asyncio.run(test())
 
@@ -89,10 +135,13 @@ def test_errors_are_valid(official: dict[str, Any]) -> None:
 NON_DEFAULT: dict[str, Any] = {
     "audio": {"voice": "alloy", "format": "mp3"},
     "best_of": 2,
+    "dimensions": 3,
     "echo": True,
+    "encoding_format": "base64",
     "frequency_penalty": 0.5,
     "function_call": "auto",
     "functions": [{"name": "f"}],
+    "input": ["x", "y"],
     "logit_bias": {"5": 1},
     "max_completion_tokens": 5,
     "max_tokens": 5,
@@ -139,8 +188,13 @@ NO_EFFECT = {
     "user",
 }
 APPLIED = {
+    "dimensions",
+    "echo",
+    "encoding_format",
     "frequency_penalty",
+    "input",
     "logit_bias",
+    "logprobs",
     "max_completion_tokens",
     "max_tokens",
     "messages",
@@ -153,11 +207,14 @@ APPLIED = {
     "stream",
     "stream_options",
     "temperature",
+    "top_logprobs",
     "top_p",
 }
+NEEDS = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}}
 DEFAULTS: dict[str, list[Any]] = {
     "best_of": [1],
     "echo": [False],
+    "encoding_format": ["float"],
     "function_call": ["none"],
     "frequency_penalty": [0],
     "modalities": [["text"]],
@@ -176,7 +233,7 @@ DEFAULTS: dict[str, list[Any]] = {
     "top_p": [1],
     "verbosity": ["medium"],
 }
-REQUIRED = {"messages", "model", "prompt"}
+REQUIRED = {"input", "messages", "model", "prompt"}
 
 
 def properties(name: str) -> set[str]:
@@ -193,15 +250,20 @@ def properties(name: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("path", "schema"),
-    [(CHAT, "CreateChatCompletionRequest"), (COMPLETIONS, "CreateCompletionRequest")],
+    [
+        (CHAT, "CreateChatCompletionRequest"),
+        (COMPLETIONS, "CreateCompletionRequest"),
+        (EMBEDDINGS, "CreateEmbeddingRequest"),
+    ],
 )
 def test_every_property_is_applied_refused_or_without_effect(path: str, schema: str) -> None:
     async def test() -> None:
-        async with serving(says("x")) as server:
-            ask = server.chat if path == CHAT else server.complete
+        script = gives_vectors if path == EMBEDDINGS else scores("x")
+        async with serving(script) as server:
+            ask = {CHAT: server.chat, EMBEDDINGS: server.embed}.get(path, server.complete)
             for name in sorted(properties(schema)):
                 value = LOGPROBS[path] if name == "logprobs" else NON_DEFAULT[name]
-                fields = {name: value, **({"stream": True} if name == "stream_options" else {})}
+                fields = {name: value, **NEEDS.get(name, {})}
                 response = await ask(**fields)
                 if name in APPLIED | NO_EFFECT:
                     assert response.status_code == 200, (name, response.text)
@@ -220,7 +282,7 @@ def test_every_property_is_applied_refused_or_without_effect(path: str, schema: 
 @pytest.mark.parametrize("name", sorted(NO_EFFECT))
 def test_even_what_has_no_effect_has_a_type(name: str) -> None:
     async def test() -> None:
-        async with serving(says("x")) as server:
+        async with serving(scores("x")) as server:
             response = await server.chat(**{name: 5})
             assert response.status_code == 400
             assert response.json()["error"]["param"] == name

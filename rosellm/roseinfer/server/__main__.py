@@ -1,7 +1,7 @@
 """``python -m rosellm.roseinfer.server``, which is ``rosellm serve`` under its other name.
 
-The order is the point: flags and the port are checked before anything is loaded, and the
-engine's process imports torch while this one imports its web framework.
+The order is the point: flags and the port are checked before anything is downloaded or loaded,
+and the engine's process imports torch while this one imports its web framework.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from rosellm.roseinfer.errors import EngineDeadError, RosellmError
 from rosellm.roseinfer.server import flags
 from rosellm.roseinfer.server.listen import bind
+from rosellm.roseinfer.server.report import loading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +31,20 @@ def serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
+        options = _with_local_files(options)
         from rosellm.roseinfer.engine.client import ProcessClient
 
         client = ProcessClient(options.engine)
         from rosellm.roseinfer.server.run import run
 
         return run(options, sock, client)
+
+
+def _with_local_files(options: flags.Options) -> flags.Options:
+    if not options.names_hub:
+        return options.with_local_files(lambda _: None)
+    with loading() as show:
+        return options.with_local_files(show)
 
 
 def reporting_errors(program: Callable[[], int]) -> int:

@@ -8,8 +8,16 @@ from fastapi import FastAPI
 
 import rosellm
 from rosellm.roseinfer.server import error_body
+from rosellm.roseinfer.server.elsewhere import Elsewhere, Host
 from rosellm.roseinfer.server.middleware import BearerAuth, CancelOnDisconnect, RequestLog
-from rosellm.roseinfer.server.routes import chat, completions, generate, models
+from rosellm.roseinfer.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    generate,
+    models,
+    tokenize,
+)
 from rosellm.roseinfer.server.service import Service
 
 # Named here so that the generated API description does not promise FastAPI's own 422.
@@ -19,10 +27,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service, api_key: str | None = None) -> FastAPI:
+def create_app(served: Service | Host, api_key: str | None = None) -> FastAPI:
     """Everything a client can call.
 
     Args:
+        served: an ``LLM`` or an ``InferenceEngine``, which stays the caller's to use and to
+            close; or a service that lives on the event loop that the application will run on.
         api_key: asked of every route but ``/health``, where it is not empty.
     """
     app = FastAPI(
@@ -32,10 +42,12 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
         redirect_slashes=False,
         strict_content_type=False,  # curl without a header still means JSON
     )
-    app.state.service = service
-    for routes in (models, chat, completions, generate):
+    app.state.service = served if isinstance(served, Service) else served.service
+    for routes in (models, chat, completions, generate, embeddings, tokenize):
         app.include_router(routes.router)
     error_body.add_handlers(app)
+    if not isinstance(served, Service):
+        app.add_middleware(Elsewhere, host=served)
     app.add_middleware(CancelOnDisconnect)
     if api_key:
         app.add_middleware(BearerAuth, key=api_key)

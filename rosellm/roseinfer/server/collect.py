@@ -1,11 +1,11 @@
-"""Folding deltas: into whole texts, and into the usage that is billed."""
+"""Folding deltas: into whole answers, and into the usage that is billed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rosellm.roseinfer.messages import FinishReason
-from rosellm.roseinfer.server.generate import Answer, Delta, Job
+from rosellm.roseinfer.messages import FinishReason, Logprobs
+from rosellm.roseinfer.server.generate import Answer, Delta, Job, TokenLogprobs
 from rosellm.roseinfer.server.schemas.responses import (
     CompletionTokensDetails,
     PromptTokensDetails,
@@ -26,7 +26,7 @@ class Tally:
         return cls(sum(len(job.prompt) for job in jobs))
 
     def add(self, delta: Delta) -> None:
-        self.completion_tokens += delta.tokens
+        self.completion_tokens += len(delta.ids)
         self.cached_tokens += delta.cached
 
     def usage(self) -> Usage:
@@ -41,14 +41,30 @@ class Tally:
 
 @dataclass
 class Whole:
-    """One finished choice."""
+    """One finished choice; see ``Delta`` for its parts."""
 
     pieces: list[str] = field(default_factory=list)
     finish: FinishReason = "stop"
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt: list[Logprobs] = field(default_factory=list)
+    vector: bytes | None = None
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def scores(self) -> int:
+        """How many log-probabilities it holds."""
+        entries = [*self.prompt, *(each.scores for each in self.logprobs)]
+        return sum(1 + len(each.top) for each in entries)
+
+    def add(self, delta: Delta) -> None:
+        self.pieces.append(delta.text)
+        self.logprobs += delta.logprobs
+        self.prompt += delta.prompt
+        self.vector = delta.vector or self.vector
+        self.finish = delta.finish or self.finish
 
 
 async def collect(answer: Answer, tally: Tally) -> list[Whole]:
@@ -57,7 +73,5 @@ async def collect(answer: Answer, tally: Tally) -> list[Whole]:
     with answer:
         async for delta in answer:
             tally.add(delta)
-            choices[delta.index].pieces.append(delta.text)
-            if delta.finish is not None:
-                choices[delta.index].finish = delta.finish
+            choices[delta.index].add(delta)
     return choices

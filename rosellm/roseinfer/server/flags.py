@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -24,6 +23,9 @@ from rosellm.roseinfer.config import (
     ServerConfig,
 )
 from rosellm.roseinfer.errors import ConfigError
+from rosellm.roseinfer.hub import hub_name, model_name, with_local_files
+from rosellm.roseinfer.hub_transfer import OnProgress
+from rosellm.roseinfer.text.load import check_chat_template
 
 CONFIGS = (ModelConfig, CacheConfig, SchedulerConfig, SamplingDefaults, ServerConfig)
 ALIASES = {"tokenizer": ["--tokenizer-name"]}
@@ -43,12 +45,44 @@ class Options:
     @property
     def model_name(self) -> str:
         """The name that requests use in ``model``."""
-        path = Path(os.path.abspath(self.engine.model.model))
-        return self.server.served_model_name or path.name.removesuffix(".pt")
+        return self.server.served_model_name or model_name(self.engine.model.model)
+
+    @property
+    def names_hub(self) -> bool:
+        """Whether the model or the tokenizer is to come from the hub."""
+        model = self.engine.model
+        return any(source and hub_name(source) for source in (model.model, model.tokenizer))
+
+    def with_local_files(self, on_progress: OnProgress) -> Options:
+        """The same under the same name, with everything that a hub id names downloaded.
+
+        Raises:
+            ModelError: the hub does not give it, or its chat template cannot be used.
+        """
+        from rosellm.roseinfer.models.registry import check_supported
+
+        model = with_local_files(self.engine.model, on_progress, check_supported)
+        if model.chat_template is not None:
+            check_chat_template(model.tokenizer or model.model, model.chat_template)
+        server = replace(self.server, served_model_name=self.model_name)
+        return replace(self, engine=replace(self.engine, model=model), server=server)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one clear line."""
+    """An argument parser whose complaint is one clear line.
+
+    Attributes:
+        fill: adds flags when this parser is first used, so that a subcommand's flags may
+            depend on modules that the others need not import.
+    """
+
+    fill: Callable[[Parser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -67,18 +101,23 @@ def parser() -> Parser:
 
 def add_flags(target: argparse.ArgumentParser) -> None:
     """Add every flag of the server; absent flags leave no trace in the namespace."""
-    target.formatter_class = _Help
+    target.formatter_class = Help
     target.usage = "%(prog)s MODEL [options]"
     target.add_argument(
         "model",
         metavar="MODEL",
         nargs="?",
         default=argparse.SUPPRESS,
-        help=_fields(ModelConfig)["model"].metadata["help"],
+        help=model_help(),
     )
     for config in CONFIGS:
         add_group(target, config)
     _add_shorthands(target)
+
+
+def model_help() -> str:
+    """What MODEL may be."""
+    return str(_fields(ModelConfig)["model"].metadata["help"])
 
 
 def options(given: Mapping[str, Any]) -> Options:
@@ -93,7 +132,7 @@ def options(given: Mapping[str, Any]) -> Options:
         cache=build(CacheConfig, values),
         scheduler=build(SchedulerConfig, values),
     )
-    _check_model(engine.model)
+    check_model(engine.model)
     return Options(engine, build(SamplingDefaults, values), build(ServerConfig, values))
 
 
@@ -118,13 +157,13 @@ def build(config: type[Config], values: Mapping[str, Any]) -> Config:
         ConfigError: a value is out of its range.
     """
     own = {name: values[name] for name in _fields(config) if name in values}
-    for complaint in _out_of_range(config, own):
-        raise ConfigError(complaint)
+    for name, complaint in out_of_range(config, own):
+        raise ConfigError(f"{_names(name)[0]} {complaint}")
     return config(**own)
 
 
-class _Help(argparse.HelpFormatter):
-    """Wide enough for the longest flag to stand beside its help."""
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Wide enough for the longest flag to stand beside its help; examples keep their lines."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=100)
@@ -186,7 +225,9 @@ def _add_shorthands(target: argparse.ArgumentParser) -> None:
 def _expand_shorthands(values: dict[str, Any]) -> dict[str, Any]:
     model = _one_of(values, "model", {"model": "MODEL", "checkpoint_path": "--checkpoint-path"})
     if model is None:
-        raise ConfigError("which model? pass a folder or a checkpoint: rosellm serve MODEL")
+        raise ConfigError(
+            "which model? pass a folder, a checkpoint or a hub id: rosellm serve MODEL"
+        )
     for dest, (_, dtype) in SHORTHANDS.items():
         if values.pop(dest, False):
             values[dest] = dtype
@@ -204,23 +245,28 @@ def _one_of(values: dict[str, Any], what: str, spoken: Mapping[str, str]) -> Any
     return next(iter(given.values()), None)
 
 
-def _out_of_range(config: type, values: Mapping[str, Any]) -> Iterator[str]:
+def out_of_range(config: type, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The fields whose values are outside their range, each with a complaint."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least, most = (_fields(config)[name].metadata[end] for end in ("least", "most"))
         if not (math.isfinite(value) and least <= value <= most):
             above = "" if math.isinf(most) else f" and at most {most}"
-            yield f"{_names(name)[0]} must be at least {least}{above}, not {value}"
+            yield name, f"must be at least {least}{above}, not {value}"
 
 
-def _check_model(model: ModelConfig) -> None:
-    """Refuse at once what no loading could mend."""
-    path = Path(model.model)
-    if not path.exists():
-        raise ConfigError(f"no such folder or file: {model.model!r}")
-    if path.is_file() and model.tokenizer is None:
+def check_model(model: ModelConfig, tokenizer: str = "--tokenizer-name") -> None:
+    """Refuse at once what no loading could mend.
+
+    Args:
+        tokenizer: how to say that setting where this is called from.
+    """
+    for source, spoken in ((model.model, ""), (model.tokenizer, f"{tokenizer} ")):
+        if source and not Path(source).expanduser().exists() and hub_name(source) is None:
+            raise ConfigError(f"{spoken}{source!r}: no such folder or file, and it is no hub id")
+    if Path(model.model).expanduser().is_file() and model.tokenizer is None:
         raise ConfigError(
-            f"{model.model} is one file and holds no tokenizer: pass --tokenizer-name,"
+            f"{model.model} is one file and holds no tokenizer: pass {tokenizer},"
             " a folder, a file or a hub id"
         )

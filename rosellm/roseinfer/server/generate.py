@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -29,8 +29,7 @@ from rosellm.roseinfer.messages import (
     Want,
 )
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.text.detokenize import Detokenizer
-from rosellm.roseinfer.text.stop import StopFilter
+from rosellm.roseinfer.server.answer_text import AnswerText
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -46,6 +45,7 @@ class Job:
         stop: strings that end a choice; the text before the match is its answer.
         continues: whether the text goes on where the prompt's ends (completions), or is an
             answer that starts anew (chat).
+        want: new tokens, or the prompt's vector (then only ``prompt`` counts).
     """
 
     prompt: list[int]
@@ -73,10 +73,9 @@ class Delta:
     Attributes:
         index: of the choice among those of all jobs, job by job.
         text: may be empty while bytes or a possible stop string are held back.
-        tokens: how many tokens it took.
         cached: prompt tokens found in the prefix cache.
         finish: why the choice ended, or None.
-        ids: those tokens, the one that stopped it included.
+        ids: the tokens that it took, the one that stopped it included.
         logprobs: of the tokens whose text is out by now, if asked for.
         prompt: the next prompt positions' log-probabilities, if asked for.
         vector: of a request that wants one, see ``Pooled``.
@@ -84,7 +83,6 @@ class Delta:
 
     index: int
     text: str
-    tokens: int = 0
     cached: int = 0
     finish: FinishReason | None = None
     ids: tuple[int, ...] = ()
@@ -265,39 +263,45 @@ class _Request:
 
 
 class _Choice:
-    """Tokens of one choice on their way to text."""
+    """Rows of one choice on their way to deltas."""
 
     def __init__(self, job: Job, index: int, tokenizer: Tokenizer) -> None:
         self.finish: FinishReason | None = None
         self._index = index
-        self._tokens = 0
-        self._min_tokens = job.params.min_tokens
-        context = job.prompt if job.continues else ()
-        self._detokenizer = Detokenizer(tokenizer, context)
-        self._stop = StopFilter(job.stop)
+        self._text: AnswerText[TokenLogprobs] = AnswerText(
+            tokenizer,
+            context=job.prompt if job.continues else (),
+            stop=job.stop,
+            min_tokens=job.params.min_tokens,
+        )
 
     def feed(self, row: Output, cached: int) -> Delta:
-        before = self._tokens
-        text = "".join(self._pieces(row))
-        return Delta(self._index, text, self._tokens - before, cached, self.finish)
+        text, taken = self._read(row)
+        self.finish = "stop" if self._text.stopped else row.finish
+        return Delta(
+            self._index,
+            text,
+            cached,
+            self.finish,
+            ids=tuple(row.tokens[:taken]),
+            logprobs=tuple(self._text.notes()),
+            prompt=tuple(row.prompt_logprobs or ()),
+            vector=None if row.pooled is None else row.pooled.data,
+        )
 
-    def _pieces(self, row: Output) -> Iterator[str]:
+    def _read(self, row: Output) -> tuple[str, int]:
+        """The row's text, and how many of its tokens it took: none after a stop string."""
+        pieces = []
         # The stop token itself is counted but never shown, even where it has a text.
         shown = len(row.tokens) - (row.finish == "stop")
-        for position, token in enumerate(row.tokens):
-            self._tokens += 1
-            if position < shown:
-                yield self._filter(self._detokenizer.feed(token))
-            if self._stop.matched:
-                break
-        if row.finish is not None and not self._stop.matched:
-            yield self._filter(self._detokenizer.flush())
-            yield self._stop.flush()
-        self.finish = "stop" if self._stop.matched else row.finish
-
-    def _filter(self, text: str) -> str:
-        """Look for stop strings, but only in what follows the first ``min_tokens`` tokens."""
-        return self._stop.feed(text) if self._tokens > self._min_tokens else text
+        for position, token in enumerate(row.tokens[: max(0, shown)]):
+            scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
+            pieces.append(self._text.feed(token, scores))
+            if self._text.stopped:
+                return "".join(pieces), position + 1
+        if row.finish is not None:
+            pieces.append(self._text.flush())
+        return "".join(pieces), len(row.tokens)
 
 
 def _refusal(error: RowError) -> RequestError:

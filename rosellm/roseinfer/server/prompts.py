@@ -6,23 +6,20 @@ long for the context is refused unread: the event loop never waits for either.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.chat import Message
 from rosellm.roseinfer.text.chat import ChatTemplate
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
-INLINE_CHARACTERS = 2048  # tokenised in well under a millisecond
 # A text this many times longer than the longest tokens that fit is not even tokenised. More than
 # once, since normalisation can shorten a text (runs of spaces, unknown characters).
 HOPELESS = 8
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,41 +47,86 @@ class TextTools:
 
 
 class Prompts:
-    """Prepares the prompts of one model."""
+    """Prepares the prompts of one model.
+
+    In its methods, ``param`` is the request field that a refusal names, and ``answer`` is how many
+    tokens must at least fit behind the prompt.
+    """
 
     def __init__(self, tools: TextTools, ready: Ready) -> None:
-        self._tokenizer = tools.tokenizer
+        self.tokenizer = tools.tokenizer
         self._template = tools.template
         self._longest_token = tools.longest_token
         self._max_model_len = ready.max_model_len
         self._vocab_size = ready.vocab_size
         # Most templates know no developer and would drop what it says.
-        source = str(self._tokenizer.chat_template)
+        source = str(self.tokenizer.chat_template)
         self._knows_developer = not self._template.has_own or "developer" in source
 
-    async def chat(self, messages: Sequence[Message]) -> list[int]:
+    async def chat(self, messages: Sequence[Message], *, answer: int = 1) -> list[int]:
         """The conversation, up to where the assistant's answer begins."""
-        length = sum(len(message.text) for message in messages)
-        self._refuse_hopeless(length, "messages")
-        text = await _off_loop(length, lambda: self._render(messages))
-        # A template of the model's own writes the special tokens itself.
-        ids = await self._encode(text, "messages", add_special_tokens=not self._template.has_own)
-        return self._checked(ids, "messages")
+        self._refuse_hopeless(_length(messages), "messages")
+        ids = await self.conversation(messages)
+        return self._checked(ids, "messages", answer)
 
-    async def text(self, prompt: str, param: str = "prompt") -> list[int]:
-        """A text as it stands; an empty one is just the beginning-of-sequence token."""
-        self._refuse_hopeless(len(prompt), param)
-        ids = await self._encode(prompt, param, add_special_tokens=True)
-        if not ids and self._tokenizer.bos_id is not None:
-            ids = [self._tokenizer.bos_id]
-        return self._checked(ids, param)
+    async def conversation(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_special_tokens: bool | None = None,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, however many.
 
-    def ids(self, prompt: list[int], param: str = "prompt") -> list[int]:
-        """A prompt that is token ids already."""
-        return self._checked(prompt, param)
+        Args:
+            add_special_tokens: None adds them unless the model's own template writes them.
+        """
+        if add_special_tokens is None:
+            add_special_tokens = not self._template.has_own
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        return self._template.render([self._turn(message) for message in messages])
+        def encode() -> list[int]:
+            text = self._template.render(
+                [self._turn(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                tools=tools,
+            )
+            return self._encode(text, "messages", add_special_tokens)
+
+        return await off_loop(_length(messages), encode)
+
+    async def batch(
+        self, prompts: Sequence[str | list[int]], param: str, *, answer: int = 1
+    ) -> list[list[int]]:
+        """Several prompts, each a text as it stands or token ids already.
+
+        An empty text is just the beginning-of-sequence token.
+        """
+        several = len(prompts) > 1
+        named = [
+            (f"{param}[{index}]" if several else param, prompt)
+            for index, prompt in enumerate(prompts)
+        ]
+        texts = [(name, prompt) for name, prompt in named if isinstance(prompt, str)]
+        for name, text in texts:
+            self._refuse_hopeless(len(text), name)
+        return await off_loop(
+            sum(len(text) for _, text in texts),
+            lambda: [self._prompt_ids(prompt, name, answer) for name, prompt in named],
+        )
+
+    async def tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text, however many."""
+        return await off_loop(len(text), lambda: self._encode(text, "prompt", add_special_tokens))
+
+    async def decoded(self, ids: Sequence[int], param: str) -> str:
+        """The text of token ids, special tokens included."""
+
+        def decode() -> str:
+            self._check_ids(ids, param)
+            return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+        return await off_loop(len(ids), decode)
 
     def _turn(self, message: Message) -> dict[str, Any]:
         role = message.role
@@ -93,12 +135,17 @@ class Prompts:
         turn = {"role": role, "content": message.text}
         return turn if message.name is None else {**turn, "name": message.name}
 
-    async def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
-        def encode() -> list[int]:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    def _prompt_ids(self, prompt: str | list[int], param: str, answer: int) -> list[int]:
+        if not isinstance(prompt, str):
+            return self._checked(prompt, param, answer)
+        ids = self._encode(prompt, param, add_special_tokens=True)
+        if not ids and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id]
+        return self._checked(ids, param, answer)
 
+    def _encode(self, text: str, param: str, add_special_tokens: bool) -> list[int]:
         try:
-            return await _off_loop(len(text), encode)
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except RequestError as error:
             error.param = error.param or param
             raise
@@ -109,30 +156,31 @@ class Prompts:
                 f"{characters} characters, far more than that", self._max_model_len, param
             )
 
-    def _checked(self, ids: list[int], param: str) -> list[int]:
+    def _checked(self, ids: list[int], param: str, answer: int) -> list[int]:
         if not ids:
             raise RequestError(f"{param} holds no tokens", param=param)
-        if len(ids) >= self._max_model_len:
+        if len(ids) + answer > self._max_model_len:
             raise too_long(str(len(ids)), self._max_model_len, param)
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
+        self._check_ids(ids, param)
+        return ids
+
+    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
             raise RequestError(
                 f"{param} holds token ids outside the vocabulary, which has {self._vocab_size}",
                 param=param,
             )
-        return ids
 
 
 def too_long(prompt_tokens: str, max_model_len: int, param: str) -> RequestError:
-    """The refusal of a prompt that leaves no room for an answer."""
+    """The refusal of a prompt that does not fit, or leaves no room for an answer."""
     return RequestError(
-        f"the context holds {max_model_len} tokens, prompt and answer together;"
-        f" the prompt alone has {prompt_tokens}",
+        f"the context holds {max_model_len} tokens, the answer's included;"
+        f" {param} has {prompt_tokens}",
         param=param,
         code="context_length_exceeded",
     )
 
 
-async def _off_loop(characters: int, work: Callable[[], T]) -> T:
-    if characters <= INLINE_CHARACTERS:
-        return work()
-    return await asyncio.to_thread(work)
+def _length(messages: Sequence[Message]) -> int:
+    return sum(len(message.text) for message in messages)

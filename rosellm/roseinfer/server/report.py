@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import rosellm
 from rosellm.roseinfer.messages import Progress, Ready
@@ -37,22 +38,25 @@ def summary(name: str, ready: Ready, url: str, *, needs_key: bool) -> str:
             "",
             f"  serving on {url}",
             "",
-            f"  {curl(name, url, needs_key=needs_key)}",
+            f"  {curl(name, url, needs_key=needs_key, generates=ready.generates)}",
             "",
         ]
     )
 
 
-def curl(name: str, url: str, *, needs_key: bool) -> str:
+def curl(name: str, url: str, *, needs_key: bool, generates: bool) -> str:
     """A command that can be pasted into a shell as it is."""
-    body = {
-        "model": name,
-        "messages": [{"role": "user", "content": "Tell me a story."}],
-        "max_tokens": 64,
-    }
+    body: dict[str, Any] = {"model": name}
+    if generates:
+        path = "/v1/chat/completions"
+        body["messages"] = [{"role": "user", "content": "Tell me a story."}]
+        body["max_tokens"] = 64
+    else:
+        path = "/v1/embeddings"
+        body["input"] = "Once upon a time"
     key = ' -H "Authorization: Bearer $ROSELLM_API_KEY"' if needs_key else ""
     return (
-        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
+        f"curl {url}{path} -H 'Content-Type: application/json'{key} \\\n"
         f"    -d {shlex.quote(json.dumps(body))}"
     )
 

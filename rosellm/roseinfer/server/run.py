@@ -19,13 +19,10 @@ from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server import listen, report
 from rosellm.roseinfer.server.app import create_app
-from rosellm.roseinfer.server.defaults import Defaults, load_defaults
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.generate import Pipeline
-from rosellm.roseinfer.server.prompts import Prompts, TextTools
-from rosellm.roseinfer.server.sampling import Sampling
+from rosellm.roseinfer.server.load import load_service
 from rosellm.roseinfer.server.service import Service
-from rosellm.roseinfer.text.load import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +52,8 @@ async def _live(options: Options, sock: socket.socket, client: EngineClient) -> 
 
 
 async def _load(options: Options, client: EngineClient) -> Service:
-    tools, defaults = await asyncio.to_thread(_read_files, options)
-    pipeline = Pipeline(client, tools.tokenizer)
     with report.loading() as show:
-        ready = await pipeline.start(show)
-    limits = options.engine.scheduler
-    return Service(
-        name=options.model_name,
-        ready=ready,
-        pipeline=pipeline,
-        prompts=Prompts(tools, ready),
-        sampling=Sampling(defaults, ready.vocab_size, ready.max_model_len),
-        max_choices=limits.max_queue + limits.max_num_seqs,
-    )
-
-
-def _read_files(options: Options) -> tuple[TextTools, Defaults]:
-    model = options.engine.model
-    tools = TextTools.of(load_tokenizer(model.tokenizer or model.model))
-    return tools, load_defaults(model.model, options.sampling, tools.tokenizer.eos_ids)
+        return await load_service(options, client, show)
 
 
 async def _serve(service: Service, sock: socket.socket, stop: _StopSignals) -> int:

@@ -24,9 +24,18 @@ class Sampling:
     max_model_len: int
 
     def params(
-        self, asked: SamplingFields, max_tokens: int, do_sample: bool | None = None
+        self,
+        asked: SamplingFields,
+        max_tokens: int,
+        do_sample: bool | None = None,
+        *,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """What the engine is told.
+
+        Args:
+            logprobs, prompt_logprobs: see ``SamplingParams``.
 
         Raises:
             RequestError: a value that does not fit this model, or the others.
@@ -46,6 +55,8 @@ class Sampling:
             logit_bias=self._bias(asked.logit_bias or {}),
             min_tokens=_min_tokens(asked.min_tokens, max_tokens),
             stop_token_ids=self._stop_tokens(asked),
+            logprobs=self._likeliest(logprobs),
+            prompt_logprobs=self._likeliest(prompt_logprobs),
         )
 
     def max_tokens(
@@ -86,6 +97,9 @@ class Sampling:
                 raise self._not_a_token(str(token), "stop_token_ids")
         eos = (token for token in self.defaults.eos(asked.ignore_eos) if token < self.vocab_size)
         return _merged(asked.stop_token_ids or (), eos)
+
+    def _likeliest(self, asked: int | None) -> int | None:
+        return None if asked is None else min(asked, self.vocab_size)
 
     def _not_a_token(self, shown: str, param: str) -> RequestError:
         return RequestError(

@@ -47,6 +47,15 @@ class Service:
                 code="model_not_found",
             )
 
+    def check_generates(self, param: str | None = "model") -> None:
+        """Refuse a request for text where the model gives only vectors."""
+        if not self.ready.generates:
+            raise RequestError(
+                f"{self.name!r} is an embedding model: it writes no text, only vectors",
+                param=param,
+                code="unsupported_model",
+            )
+
     def check_choices(self, prompts: int, n: int) -> None:
         """Refuse a fan-out that is too wide before anything is made of it."""
         if prompts * n > self.max_choices:
@@ -57,11 +66,27 @@ class Service:
                 code="invalid_value",
             )
 
-    def job(self, prompt: list[int], asked: SamplingFields, max_tokens: int, **more: Any) -> Job:
-        """The job of one prompt; ``more`` are fields of ``Job``."""
+    def job(
+        self,
+        prompt: list[int],
+        asked: SamplingFields,
+        max_tokens: int,
+        *,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        **more: Any,
+    ) -> Job:
+        """The job of one prompt.
+
+        Args:
+            logprobs, prompt_logprobs: see ``SamplingParams``.
+            more: fields of ``Job``.
+        """
         return Job(
             prompt=prompt,
-            params=self.sampling.params(asked, max_tokens),
+            params=self.sampling.params(
+                asked, max_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs
+            ),
             n=asked.choices,
             stop=asked.stops,
             priority=asked.priority or 0,
@@ -79,7 +104,7 @@ class Service:
         }
 
 
-def _served(request: Request) -> Service:
+async def _served(request: Request) -> Service:  # async: FastAPI runs others in a thread
     service: Service = request.app.state.service
     return service
 

@@ -10,7 +10,17 @@ from typing import Any
 from rosellm.roseinfer.errors import RequestError
 
 SHOWN_LENGTH = 60
-OUR_TYPES = frozenset({"not_built", "needs_stream", "both", "below_n"})  # raised by our schemas
+OUR_TYPES = frozenset(  # raised by our schemas
+    {
+        "not_built",
+        "needs_stream",
+        "needs_logprobs",
+        "needs_messages",
+        "not_streamed",
+        "both",
+        "below_n",
+    }
+)
 
 Location = Sequence[str | int]
 

@@ -22,6 +22,7 @@ router = APIRouter(route_class=StrictRoute)
 @router.post("/generate")
 async def generate(body: GenerateRequest, service: Served) -> Response:
     """Continue a prompt; the answer is the continuation alone."""
+    service.check_generates(param=None)
     job = await _job(body, service)
     answer = service.pipeline.generate([job])
     if body.stream:
@@ -32,7 +33,7 @@ async def generate(body: GenerateRequest, service: Served) -> Response:
 
 
 async def _job(body: GenerateRequest, service: Service) -> Job:
-    prompt = await service.prompts.text(body.prompt)
+    [prompt] = await service.prompts.batch([body.prompt], "prompt")
     sampling = service.sampling
     max_tokens = sampling.max_tokens(
         body.max_new_tokens, len(prompt), default=MAX_TOKENS_GENERATE, param="max_new_tokens"

@@ -17,7 +17,7 @@ from rosellm.roseinfer.server.schemas.fields import (
     one_or_list,
 )
 from rosellm.roseinfer.server.schemas.sampling import INT64, SamplingFields
-from rosellm.roseinfer.server.schemas.streaming import StreamFields
+from rosellm.roseinfer.server.schemas.scoring import MAX_TOP_LOGPROBS, ScoringFields
 
 
 class TextPart(Body):
@@ -53,12 +53,14 @@ class Message(Body):
         return "".join(part.text for part in self.content)
 
 
-class ChatRequest(SamplingFields, StreamFields):
+class ChatRequest(SamplingFields, ScoringFields):
     """A conversation to answer."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(default=None, ge=1, lt=INT64)
+    max_completion_tokens: int | None = Field(default=None, ge=0, lt=INT64)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     metadata: NoEffect[dict[str, str]] = None
     prompt_cache_key: NoEffect[str] = None
@@ -71,7 +73,6 @@ class ChatRequest(SamplingFields, StreamFields):
     audio: NotBuilt[None] = None
     function_call: NotBuilt[Literal["none"]] = None
     functions: NotBuilt[Empty] = None
-    logprobs: NotBuilt[Literal[False]] = None
     modalities: NotBuilt[Annotated[list[Literal["text"]], Field(min_length=1)]] = None
     moderation: NotBuilt[None] = None
     parallel_tool_calls: NotBuilt[Literal[True]] = None
@@ -81,7 +82,6 @@ class ChatRequest(SamplingFields, StreamFields):
     response_format: NotBuilt[TextFormat] = None
     tool_choice: NotBuilt[Literal["none"]] = None
     tools: NotBuilt[Empty] = None
-    top_logprobs: NotBuilt[None] = None
     verbosity: NotBuilt[Literal["medium"]] = None
     web_search_options: NotBuilt[None] = None
 
@@ -91,3 +91,15 @@ class ChatRequest(SamplingFields, StreamFields):
         if limit is not None and info.data.get("max_tokens") is not None:
             raise PydanticCustomError("both", "must not stand beside max_tokens, its older name")
         return limit
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count is not None and not info.data.get("logprobs"):
+            raise PydanticCustomError("needs_logprobs", "is only allowed when logprobs is true")
+        return count
+
+    @property
+    def answer_logprobs(self) -> int | None:
+        """How many likeliest tokens to report in each place of the answer; None for no report."""
+        return (self.top_logprobs or 0) if self.logprobs else None

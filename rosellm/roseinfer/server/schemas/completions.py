@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from rosellm.roseinfer.server.schemas.fields import NoEffect, NotBuilt
+from rosellm.roseinfer.server.schemas.prompt import TokenIds, one_by_one, prompt_tag
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
-from rosellm.roseinfer.server.schemas.streaming import StreamFields
+from rosellm.roseinfer.server.schemas.scoring import ScoringFields
 
+MAX_LOGPROBS = 5
 
-def _prompt_tag(prompt: Any) -> str:
-    if not isinstance(prompt, list):
-        return "<text>"
-    first = prompt[0] if prompt else ""
-    return {int: "<ids>", list: "<id lists>"}.get(type(first), "<texts>")
-
-
-TokenIds = Annotated[list[int], Field(min_length=1)]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[str], Field(min_length=1), Tag("<texts>")]
     | Annotated[TokenIds, Tag("<ids>")]
     | Annotated[list[TokenIds], Field(min_length=1), Tag("<id lists>")],
-    Discriminator(_prompt_tag),
+    Discriminator(prompt_tag),
 ]
 
 
-class CompletionRequest(SamplingFields, StreamFields):
+class CompletionRequest(SamplingFields, ScoringFields):
     """One or several prompts to continue."""
 
     model: str
     prompt: Prompt
+    echo: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
     user: NoEffect[str] = None
 
     best_of: NotBuilt[Literal[1]] = None
-    echo: NotBuilt[Literal[False]] = None
-    logprobs: NotBuilt[None] = None
     suffix: NotBuilt[None] = None
 
     @field_validator("best_of")
@@ -50,9 +45,10 @@ class CompletionRequest(SamplingFields, StreamFields):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts one by one, as text or as token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        return one_by_one(self.prompt)
+
+    @property
+    def scored(self) -> int | None:
+        """How many likeliest tokens to report in each place of the prompt; None for no report."""
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((count for count in asked if count is not None), default=None)

@@ -27,7 +27,9 @@ Stop = Annotated[
 class SamplingFields(Body):
     """Ranges are those of OpenAI's specification; names beyond it are vLLM's."""
 
-    max_tokens: int | None = Field(default=None, ge=1, lt=INT64)
+    max_tokens: int | None = Field(
+        default=None, ge=0, lt=INT64, description="0 computes the prompt and nothing else."
+    )
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, description="-1 and 0 consider every token.")

@@ -1,0 +1,41 @@
+"""From a configuration to a service that answers, wherever its engine runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rosellm.roseinfer.engine.client import EngineClient, OnProgress
+from rosellm.roseinfer.server.defaults import Defaults, load_defaults
+from rosellm.roseinfer.server.flags import Options
+from rosellm.roseinfer.server.generate import Pipeline
+from rosellm.roseinfer.server.prompts import Prompts, TextTools
+from rosellm.roseinfer.server.sampling import Sampling
+from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.text.load import load_tokenizer
+
+
+async def load_service(options: Options, client: EngineClient, on_progress: OnProgress) -> Service:
+    """Read what stands beside the model, and wait until the engine serves.
+
+    Raises:
+        ModelError, ConfigError: it cannot serve what it was asked to.
+        EngineDeadError: the engine ended while it was loading.
+    """
+    tools, defaults = await asyncio.to_thread(_read_files, options)
+    pipeline = Pipeline(client, tools.tokenizer)
+    ready = await pipeline.start(on_progress)
+    limits = options.engine.scheduler
+    return Service(
+        name=options.model_name,
+        ready=ready,
+        pipeline=pipeline,
+        prompts=Prompts(tools, ready),
+        sampling=Sampling(defaults, ready.vocab_size, ready.max_model_len),
+        max_choices=limits.max_queue + limits.max_num_seqs,
+    )
+
+
+def _read_files(options: Options) -> tuple[TextTools, Defaults]:
+    model = options.engine.model
+    tools = TextTools.of(load_tokenizer(model.tokenizer or model.model, model.chat_template))
+    return tools, load_defaults(model.model, options.sampling, tools.tokenizer.eos_ids)

@@ -1,0 +1,75 @@
+"""``POST /v1/embeddings``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fastapi import APIRouter, Response
+from msgspec import Raw
+
+from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.server.collect import Tally, collect
+from rosellm.roseinfer.server.generate import Job
+from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.off_loop import off_loop
+from rosellm.roseinfer.server.schemas.embeddings import EmbeddingRequest
+from rosellm.roseinfer.server.schemas.responses import (
+    Embedding,
+    EmbeddingList,
+    EmbeddingUsage,
+    to_json,
+)
+from rosellm.roseinfer.server.service import Served, Service
+from rosellm.roseinfer.server.strict_json import StrictRoute
+from rosellm.roseinfer.server.vectors import encoded, shortened
+
+WAVE = 256  # inputs in the engine's queue at a time, so that many leave room for other requests
+NO_SAMPLING = SamplingParams(seed=0, max_tokens=0)
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post("/v1/embeddings")
+async def create_embeddings(body: EmbeddingRequest, service: Served) -> Response:
+    """A vector of unit length for each input, in their order."""
+    service.check_model(body.model)
+    _check_dimensions(body.dimensions, service.ready.embedding_size)
+    prompts = await service.prompts.batch(body.inputs, "input", answer=0)
+    jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
+    tally = Tally.of(jobs)
+    vectors = await _vectors(jobs, tally, service)
+    data = await off_loop(
+        len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
+    )
+    usage = EmbeddingUsage(tally.prompt_tokens, tally.prompt_tokens)
+    return json_response(EmbeddingList(data=data, model=service.name, usage=usage))
+
+
+def _check_dimensions(asked: int | None, size: int) -> None:
+    if asked is not None and asked > size:
+        raise RequestError(
+            f"dimensions: this model's vectors have {size} numbers, and {asked} are asked for",
+            param="dimensions",
+            code="invalid_value",
+        )
+
+
+async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service) -> list[bytes]:
+    found = []
+    size = min(WAVE, service.max_choices)
+    for start in range(0, len(jobs), size):
+        answer = service.pipeline.generate(jobs[start : start + size])
+        for whole in await collect(answer, tally):
+            assert whole.vector is not None, "a finished job of this kind has a vector"
+            found.append(whole.vector)
+    return found
+
+
+def _written(vectors: Sequence[bytes], body: EmbeddingRequest) -> Iterator[Raw]:
+    """Each item is made JSON by itself, since making it holds up all other threads."""
+    for index, vector in enumerate(vectors):
+        if body.dimensions is not None:
+            vector = shortened(vector, body.dimensions)
+        embedding = encoded(vector, body.encoding_format or "float")
+        yield Raw(to_json(Embedding(index=index, embedding=embedding)))

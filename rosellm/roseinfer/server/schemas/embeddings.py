@@ -1,0 +1,37 @@
+"""The request of ``POST /v1/embeddings``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from rosellm.roseinfer.server.schemas.fields import Body, NoEffect
+from rosellm.roseinfer.server.schemas.prompt import TokenIds, one_by_one, prompt_tag
+
+MAX_INPUTS = 2048
+
+Text = Annotated[str, Field(min_length=1)]
+Input = Annotated[
+    Annotated[Text, Tag("<text>")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS), Tag("<texts>")]
+    | Annotated[TokenIds, Tag("<ids>")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS), Tag("<id lists>")],
+    Discriminator(prompt_tag),
+]
+
+
+class EmbeddingRequest(Body):
+    """One or several inputs, of each of which a vector is asked."""
+
+    model: str
+    input: Input
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(
+        default=None, ge=1, description="The vector's first so many numbers, made unit length."
+    )
+    user: NoEffect[str] = None
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        return one_by_one(self.input)
