@@ -7,6 +7,7 @@ need a running asyncio loop, on which all callbacks are called.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import socket
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import rosellm
 from rosellm.roseinfer.config import EngineConfig
@@ -184,57 +186,101 @@ class _Link(asyncio.Protocol):
 
 
 class InprocClient:
-    """An engine on a thread of this process. Importing torch happens on that thread."""
+    """An engine on a thread of this process, which also imports torch and builds it."""
 
     def __init__(self, config: EngineConfig | EngineCore) -> None:
         self._config = config
         self._inbox: queue.SimpleQueue[Add | Abort | Flush | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     async def start(
         self, *, on_progress: OnProgress, on_outputs: OnOutputs, on_death: OnDeath
     ) -> Ready:
         loop = asyncio.get_running_loop()
-
-        def report(progress: Progress) -> None:
-            loop.call_soon_threadsafe(on_progress, progress)
-
-        def emit(outputs: Outputs) -> None:
-            loop.call_soon_threadsafe(on_outputs, outputs)
-
-        def die(reason: str) -> None:
-            loop.call_soon_threadsafe(on_death, reason)
-
-        core = await asyncio.to_thread(self._build, report)
+        self._ended = asyncio.Event()
+        ready: asyncio.Future[Ready] = loop.create_future()
+        listener = _Listener(loop, on_progress, on_outputs, on_death, ready, self._ended)
+        # A daemon: Python ends without waiting for it where stop() is forgotten.
         self._thread = threading.Thread(
-            target=self._run, args=(core, emit, die), name="engine", daemon=True
+            target=self._live, args=(listener,), name="engine", daemon=True
         )
         self._thread.start()
-        return core.facts
+        return await ready
 
     def send(self, message: Add | Abort | Flush) -> None:
         self._inbox.put(message)
 
     async def stop(self) -> None:
+        self._stopping.set()
         self._inbox.put(None)
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _STOP_TIMEOUT_S)
+                self._thread.join()  # it has said its last word
 
-    def _build(self, on_progress: OnProgress) -> EngineCore:
+    def _live(self, listener: _Listener) -> None:
+        try:
+            core = self._build(listener)
+        except Exception as error:
+            listener.tell(_refuse, listener.ready, error)
+        else:
+            listener.tell(_accept, listener.ready, core.facts)
+            self._run(core, listener)
+        finally:
+            listener.tell(listener.ended.set)
+
+    def _build(self, listener: _Listener) -> EngineCore:
         if not isinstance(self._config, EngineConfig):
             return self._config
         from rosellm.roseinfer.engine.build import build_engine
 
-        return build_engine(self._config, on_progress)
+        def report(progress: Progress) -> None:
+            if self._stopping.is_set():
+                raise EngineDeadError("the engine was stopped while it was loading")
+            listener.tell(listener.on_progress, progress)
 
-    def _run(self, core: EngineCore, emit: OnOutputs, die: OnDeath) -> None:
+        return build_engine(self._config, report)
+
+    def _run(self, core: EngineCore, listener: _Listener) -> None:
         from rosellm.roseinfer.engine.loop import run_engine
+
+        def emit(outputs: Outputs) -> None:
+            listener.tell(listener.on_outputs, outputs)
 
         try:
             run_engine(core, self._inbox, _as_is, emit)
         except Exception as error:
-            die(f"the engine failed: {type(error).__name__}: {error}")
+            reason = f"the engine failed: {type(error).__name__}: {error}"
+            listener.tell(listener.on_death, reason)
             raise
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Who is told what an engine on a thread does, on the loop that it started from."""
+
+    loop: asyncio.AbstractEventLoop
+    on_progress: OnProgress
+    on_outputs: OnOutputs
+    on_death: OnDeath
+    ready: asyncio.Future[Ready]
+    ended: asyncio.Event
+
+    def tell(self, what: Callable[..., object], *news: Any) -> None:
+        """Call it on the loop; a loop that is closed has nobody left to listen."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(what, *news)
+
+
+def _accept(ready: asyncio.Future[Ready], facts: Ready) -> None:
+    if not ready.done():  # whoever waited may have given up
+        ready.set_result(facts)
+
+
+def _refuse(ready: asyncio.Future[Ready], error: Exception) -> None:
+    if not ready.done():
+        ready.set_exception(error)
 
 
 def _as_is(message: Add | Abort | Flush | None) -> Add | Abort | Flush | None:

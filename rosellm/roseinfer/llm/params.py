@@ -1,0 +1,58 @@
+"""How answers are made: the HTTP API's own fields, as an object."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rosellm.roseinfer.server.schemas.sampling import SamplingFields
+from rosellm.roseinfer.server.schemas.scoring import MAX_TOP_LOGPROBS
+from rosellm.roseinfer.server.validation import request_error
+
+
+class SamplingParams(SamplingFields):
+    """Names, ranges and defaults are those of the HTTP API.
+
+    What is left out, or None, is the ``LLM``'s own setting of that name, or else what the
+    model's ``generation_config.json`` says, or else OpenAI's default. ``max_tokens`` is 16 by
+    default in ``generate`` and as many as the context holds in ``chat``; with 0, only the
+    prompt is computed (for its ``prompt_logprobs``).
+
+    >>> SamplingParams(top_p=2)
+    Traceback (most recent call last):
+    rosellm.roseinfer.errors.RequestError: top_p: must be less than or equal to 1, not 2
+
+    Raises:
+        RequestError: a name or a value that is none; one line that says which.
+    """
+
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Report each token's log-probability and those of so many likeliest ones.",
+    )
+    prompt_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_TOP_LOGPROBS, description="The same for the prompt's tokens."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(given)
+        except ValidationError as error:
+            raise request_error(error.errors(), given, cls.model_fields) from None
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _ids_are_numbers(cls, bias: Any) -> Any:
+        """JSON has strings as keys only; here a token id may be a number."""
+        return {str(token): value for token, value in bias.items()} if bias else bias
