@@ -35,6 +35,10 @@ def parser() -> flags.Parser:
     made.add_argument("--version", action="version", version=f"rosellm {rosellm.__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands)
+    _add_generate(commands)
+    _add_chat(commands)
+    _add_models(commands)
+    _add_inspect(commands)
     _add_bench(commands)
     return made
 
@@ -48,6 +52,74 @@ def _add_serve(commands: Commands) -> None:
     )
     flags.add_flags(command)
     command.set_defaults(run=lambda args: serve(flags.options(vars(args))))
+
+
+def _add_generate(commands: Commands) -> None:
+    command = commands.add_parser(
+        "generate",
+        help="continue a text",
+        description="Continue a text: the continuation goes to stdout as it comes.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import generate
+
+        generate.add_flags(command)
+        command.set_defaults(run=generate.run)
+
+    command.fill = fill
+
+
+def _add_chat(commands: Commands) -> None:
+    command = commands.add_parser(
+        "chat",
+        help="converse with a model, or with any OpenAI server",
+        description="Converse on the terminal with a model, or with any server of OpenAI's API.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import chat
+
+        chat.add_flags(command)
+        command.set_defaults(run=chat.run)
+
+    command.fill = fill
+
+
+def _add_models(commands: Commands) -> None:
+    command = commands.add_parser(
+        "models",
+        help="list what is supported, and what is in the hub's cache",
+        description="List the architectures that are supported and the models in the hub's cache.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import models
+
+        models.add_flags(command)
+        command.set_defaults(run=models.run)
+
+    command.fill = fill
+
+
+def _add_inspect(commands: Commands) -> None:
+    command = commands.add_parser(
+        "inspect",
+        help="say what a model is, and what serving it would take",
+        description="Say what a model is, and what serving it would take. No weights are loaded.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import inspect
+
+        inspect.add_flags(command)
+        command.set_defaults(run=inspect.run)
+
+    command.fill = fill
 
 
 def _add_bench(commands: Commands) -> None:

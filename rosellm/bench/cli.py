@@ -135,7 +135,7 @@ def _add_offline(commands: Commands) -> None:
         description="Run the engine in this process, without HTTP, on random prompts.",
         allow_abbrev=False,
     )
-    command.add_argument("model", metavar="MODEL", help="Hugging Face folder, or a .pt checkpoint")
+    command.add_argument("model", metavar="MODEL", help=flags.model_help())
     _add_lengths(command, num_requests=128)
     for config in (ModelConfig, CacheConfig, SchedulerConfig):
         flags.add_group(command, config)

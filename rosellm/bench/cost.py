@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from rosellm.bench.ceilings import Ceilings
 
-ROW_LOOKUPS = ("embed.", "position.")
+ROW_LOOKUPS = ("embed.", "position.", "token_type.")
 """Tables of which a step reads single rows. A tied head counts as a matrix of its own."""
+
+EXPERTS = ".experts."
+"""Part of the names of what only some tokens pass through."""
 
 
 @dataclass(frozen=True)
@@ -15,20 +18,28 @@ class Cost:
     """Sizes of a model in the type that it runs in.
 
     Attributes:
-        parameters: of all matrices that every token passes through.
-        weight_bytes: of the same, read once a step.
+        parameters: of all matrices that a token passes through.
+        weight_bytes: of all matrices, read once a step but for experts that no token chose.
         kv_bytes: that a token keeps in the KV cache.
         attention_flops: for a token, per token before it.
+        expert_bytes: of the weights, those of experts.
+        active_share: how much of them a token chooses.
     """
 
     parameters: int
     weight_bytes: int
     kv_bytes: int
     attention_flops: int
+    expert_bytes: int = 0
+    active_share: float = 1.0
 
     def bandwidth_bound(self, ceilings: Ceilings, sequences: int, context: float) -> float:
-        """Most decoded tokens a second if only reading weights and KV took time."""
-        step_bytes = self.weight_bytes + sequences * context * self.kv_bytes
+        """Most decoded tokens a second if only reading weights and KV took time.
+
+        Tokens are taken to choose their experts evenly and each for itself.
+        """
+        unread = self.expert_bytes * (1 - self.active_share) ** sequences
+        step_bytes = self.weight_bytes - unread + sequences * context * self.kv_bytes
         return sequences * ceilings.bytes_s / step_bytes
 
     def compute_bound(self, ceilings: Ceilings, context: float) -> float:
@@ -50,14 +61,19 @@ def model_cost(model: str, dtype: str) -> Cost:
     spec = architecture.read_config(checkpoint.config)
     with torch.device("meta"):
         model_parts = architecture.build(choose_ops(torch.device("cpu")), spec)
-    parameters = sum(
-        parameter.numel()
+    sizes = {
+        name: parameter.numel()
         for name, parameter in model_parts.named_parameters()
         if not name.startswith(ROW_LOOKUPS)
-    )
+    }
+    every = sum(sizes.values())
+    experts = sum(size for name, size in sizes.items() if EXPERTS in name)
+    share = spec.experts.active / spec.experts.count if spec.experts else 1.0
     return Cost(
-        parameters=parameters,
-        weight_bytes=parameters * kind.itemsize,
+        parameters=every - experts + round(experts * share),
+        weight_bytes=every * kind.itemsize,
         kv_bytes=sum(group.bytes_per_token(kind) for group in spec.kv_groups),
         attention_flops=4 * spec.num_layers * spec.heads * spec.head_dim,
+        expert_bytes=experts * kind.itemsize,
+        active_share=share,
     )

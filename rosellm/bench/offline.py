@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from rosellm.bench.lengths import Lengths
 from rosellm.bench.stats import median, milliseconds
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ConfigError
+from rosellm.roseinfer.hub import model_name, with_local_files
 from rosellm.roseinfer.messages import Add, Outputs
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server.report import loading
@@ -68,9 +68,12 @@ class Steps:
 def run(config: EngineConfig, load: Load) -> int:
     """Measure, print the report and a JSON line. Returns the exit code."""
     from rosellm.roseinfer.engine.build import build_engine
+    from rosellm.roseinfer.models.registry import check_supported
 
+    name = model_name(config.model.model)
     scheduler = replace(config.scheduler, max_queue=load.num_requests)
     with loading() as on_progress:
+        config = replace(config, model=with_local_files(config.model, on_progress, check_supported))
         core = build_engine(replace(config, scheduler=scheduler), on_progress)
     _check(core, load)
     adds = requests(core.facts.vocab_size, load)
@@ -80,7 +83,7 @@ def run(config: EngineConfig, load: Load) -> int:
         steps = drive(core, adds, lambda made: bar.advance(task, made))
     found = {
         "benchmark": "offline",
-        "model": Path(config.model.model).name,
+        "model": name,
         "dtype": core.facts.dtype,
         "device": core.facts.device,
         "max_num_seqs": config.scheduler.max_num_seqs,
