@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from rosellm.roseinfer.request import SamplingParams
+from tests.models.architectures import BASES, write_model
+from tests.models.test_encoder import BERT, embed, texts, write_bert
+from tests.models.test_moe import MIXTRAL, write_moe
 from tests.tiny_models import (
     Generated,
     build,
@@ -22,6 +25,7 @@ from tests.tiny_models import (
 pytestmark = pytest.mark.gpu
 
 DTYPES = ["float32", "bfloat16", "float16"]
+ARCHITECTURES = ["mistral", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt_neox", "olmo2"]
 LENGTHS = [1, 5, 16, 17, 40, 63, 64, 65, 100, 130, 7, 3]
 VOCABULARY = 1003
 
@@ -103,3 +107,42 @@ def test_promises_in_bits(folder: Path, dtype: str) -> None:
     )
     assert generate(small, prompts, params) == alone, "preempted = not"
     assert small.scheduler.stats().preemptions > 0
+
+
+# -- every architecture, tiny ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, "mixtral"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    path = tmp_path_factory.mktemp("gpu") / request.param
+    if request.param == "mixtral":
+        return write_moe(path, {**MIXTRAL, "max_position_embeddings": 256})
+    return write_model(path, BASES[request.param])
+
+
+def test_architectures_equal_the_cpu(tiny: Path) -> None:
+    prompts = random_prompts(LENGTHS, 97)
+    card = generate(build(tiny, device="cuda"), prompts, greedy(1))
+    host = generate(build(tiny, device="cpu"), prompts, greedy(1))
+    for ours, theirs in zip(card, host, strict=True):
+        assert ours.logprobs[0][0].chosen == pytest.approx(theirs.logprobs[0][0].chosen, abs=2e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_architectures_keep_their_bits(tiny: Path, dtype: str) -> None:
+    prompts, params = random_prompts(LENGTHS, 97), _params()
+    core = build(tiny, device="cuda", dtype=dtype)
+    alone = [generate(core, [p], q)[0] for p, q in zip(prompts, params, strict=True)]
+    assert generate(core, prompts, params) == alone, "batched = single, prefix hit = cold"
+    chunked = build(tiny, device="cuda", dtype=dtype, max_num_batched_tokens=13)
+    assert generate(chunked, prompts, params) == alone, "chunked = whole"
+
+
+def test_an_encoders_vectors(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path / "bert", BERT)
+    prompts = texts([1, 160, 7, 16, 90, 3, 33])
+    card, host = build(folder, device="cuda"), build(folder, device="cpu")
+    together = torch.stack(embed(card, prompts))
+    assert torch.equal(together, torch.stack([embed(card, [prompt])[0] for prompt in prompts]))
+    torch.testing.assert_close(together, torch.stack(embed(host, prompts)), atol=2e-5, rtol=0)

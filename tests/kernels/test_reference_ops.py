@@ -153,8 +153,14 @@ def naive_gelu_tanh(x: Tensor) -> Tensor:
     return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def naive_gelu_tanh_mul(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return naive_gelu_tanh(gate) * up.double()
+
+
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "silu_mul": (reference.silu_mul, naive_silu_mul),
+    "gelu_tanh_mul": (reference.gelu_tanh_mul, naive_gelu_tanh_mul),
     "gelu_erf": (reference.gelu_erf, naive_gelu_erf),
     "gelu_tanh": (reference.gelu_tanh, naive_gelu_tanh),
 }

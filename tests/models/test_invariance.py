@@ -17,6 +17,7 @@ import torch
 
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.request import SamplingParams
+from tests.models.architectures import BASES, write_model
 from tests.tiny_models import (
     Generated,
     build,
@@ -48,6 +49,8 @@ LLAMA_WIDE = {
 }
 GPT2_WIDE = {"n_embd": 384, "n_head": 6, "n_layer": 3, "vocab_size": 2011}
 
+ARCHITECTURES = [kind for kind in BASES if kind not in ("llama", "gemma3 with images")]
+
 slow = pytest.mark.slow
 MODELS = [
     pytest.param((kind, dtype), marks=marks, id=f"{kind}-{dtype}")
@@ -64,6 +67,7 @@ MODELS = [
         ("gpt2-wide", "bfloat16", slow),
         ("stories", "float32", ()),
         ("stories", "bfloat16", slow),
+        *((kind, dtype, slow) for kind in ARCHITECTURES for dtype in ("float32", "bfloat16")),
     ]
 ]
 
@@ -147,6 +151,8 @@ def subject(
     kind, dtype = request.param
     if kind == "stories":
         folder = request.getfixturevalue("shared_data") / "stories260K" / "hf"
+    elif kind in BASES:
+        folder = write_model(tmp_path_factory.mktemp(kind), BASES[kind])
     else:
         write = write_llama if kind.startswith("llama") else write_gpt2
         sizes = {"llama-odd": LLAMA_ODD, "llama-wide": LLAMA_WIDE, "gpt2-odd": GPT2_ODD,
@@ -271,6 +277,26 @@ def test_all_at_once(subject: Subject) -> None:
         results = subject.run(core, prompts, n=numbers, arrivals=arrivals)
         assert [(r.tokens[0], r.logprobs[0]) for r in results] == wanted
     assert core.scheduler.stats().preemptions > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_architecture_at_once(kind: str, dtype: str, tmp_path: Path) -> None:
+    """As above, briefly: all the tests here run over every architecture in the full run."""
+    subject = Subject(write_model(tmp_path, BASES[kind]), dtype)
+    prompts = subject.prompts(5)
+    wanted = subject.alone(prompts)
+    roomy = subject.build()
+    assert subject.run(roomy, prompts) == wanted
+    again = subject.run(roomy, prompts)
+    assert again == wanted
+    assert sum(result.cached[0] for result in again) > 100
+
+    short = [prompt[:13] for prompt in prompts * 2]
+    params = subject.params(5, max_tokens=10) * 2
+    tight = subject.build(block_size=2, num_blocks=36, max_model_len=40, max_num_batched_tokens=16)
+    assert generate(tight, short, params) == subject.alone(short, params)
+    assert tight.scheduler.stats().preemptions > 0
 
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=slow)])

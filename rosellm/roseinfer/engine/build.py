@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ def build_engine(
     on_progress(Progress("opening"))
     checkpoint = open_checkpoint(config.model.model)
     architecture = find_architecture(checkpoint.architecture)
-    spec = architecture.read_config(checkpoint.config)
+    spec = architecture.read_config(checkpoint.config).with_pooling(checkpoint.pooling)
     device, device_decision = resolve.resolve_device(config.model)
     dtype, dtype_decision = resolve.resolve_dtype(config.model, checkpoint.dtype, device)
     ops = choose_ops(device)
@@ -68,7 +68,13 @@ def build_engine(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         invariant=invariant,
-        fingerprint=_fingerprint(config, str(dtype), device, ops.name, backend.name, invariant),
+        fingerprint=_fingerprint(
+            config.model.model,
+            device,
+            invariant,
+            # rope scalings may depend on the longest sequence that is served
+            [str(dtype), ops.name, backend.name, repr(spec), str(plan.max_model_len)],
+        ),
         decisions=[
             device_decision,
             dtype_decision,
@@ -76,6 +82,7 @@ def build_engine(
             step_decision,
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
             Decision("attention", backend.name, "paged, plain torch"),
+            *([] if spec.generates else [Decision("vectors", spec.pooling, "an encoder")]),
         ],
         generates=spec.generates,
         pooling=spec.pooling,
@@ -131,18 +138,16 @@ def _tried(promised: bool, invariant: bool) -> str:
     return f"rows {kept} their bits in a batch, as tried on this machine"
 
 
-def _fingerprint(
-    config: EngineConfig, dtype: str, device: torch.device, ops: str, backend: str, invariant: bool
-) -> str:
-    """Changes when outputs may change: version, torch, weights' files, type, device, kernels."""
+def _fingerprint(model: str, device: torch.device, invariant: bool, parts: Sequence[str]) -> str:
+    """Changes when outputs may change: version, torch, weights' files, device, ``parts``."""
     digest = hashlib.blake2b(digest_size=6)
-    source = Path(config.model.model).expanduser()
+    source = Path(model).expanduser()
     files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
     for file in files:
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    parts = (rosellm.__version__, torch.__version__, dtype, hardware, ops, backend)
+    parts = (rosellm.__version__, torch.__version__, hardware, *parts)
     digest.update("\n".join(parts).encode())
     promise = "invariant" if invariant else "batch-dependent"
     return f"fp_{digest.hexdigest()}_{promise}"

@@ -122,7 +122,7 @@ def embedding(ids: Tensor, packed: PackedLinear) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [T, H] over its root mean square, times weight; computed in fp32 (arXiv:1910.07467)."""
+    """x [..., H] over its root mean square, times weight; computed in fp32 (arXiv:1910.07467)."""
     wide = x.float()
     scale = torch.rsqrt(tree_sum(wide * wide) / x.shape[-1] + eps)
     return (wide * scale * weight.float()).to(x.dtype)
@@ -138,6 +138,12 @@ def silu_mul(x: Tensor) -> Tensor:
     """silu(first half) * second half of the last dimension: [T, 2F] -> [T, F]."""
     gate, up = x.float().chunk(2, dim=-1)
     return (gate / (1.0 + torch.exp(-gate)) * up).to(x.dtype)
+
+
+def gelu_tanh_mul(x: Tensor) -> Tensor:
+    """gelu_tanh(first half) * second half of the last dimension: [T, 2F] -> [T, F]."""
+    gate, up = x.float().chunk(2, dim=-1)
+    return (gelu_tanh(gate) * up).to(x.dtype)
 
 
 def gelu_erf(x: Tensor) -> Tensor:
@@ -161,6 +167,16 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = cos[:, None], sin[:, None]
     rotated = [first * cos - second * sin, second * cos + first * sin, wide[..., 2 * half :]]
     return torch.cat(rotated, dim=-1).to(x.dtype)
+
+
+def route(scores: Tensor, count: int, normalise: bool) -> tuple[Tensor, Tensor]:
+    """The likeliest ``count`` of softmax(scores [T, E]), equals by index: weights in fp32 and
+    indices, each [T, count], likeliest first; ``normalise`` makes a row's weights sum to 1."""
+    wide = scores.float()
+    odds = torch.exp(wide - wide.amax(-1, keepdim=True))
+    ranked = (odds / tree_sum(odds)).sort(dim=-1, descending=True, stable=True)
+    weights, indices = ranked.values[:, :count], ranked.indices[:, :count]
+    return (weights / tree_sum(weights) if normalise else weights), indices
 
 
 def write_kv(cache: Tensor, slots: Tensor, values: Tensor) -> None:

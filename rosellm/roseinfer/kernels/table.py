@@ -35,9 +35,11 @@ class Ops:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     silu_mul: Callable[[Tensor], Tensor]
+    gelu_tanh_mul: Callable[[Tensor], Tensor]
     gelu_erf: Callable[[Tensor], Tensor]
     gelu_tanh: Callable[[Tensor], Tensor]
     rope: Callable[[Tensor, Tensor, Tensor], Tensor]
+    route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
     write_kv: Callable[[Tensor, Tensor, Tensor], None]
 
 
@@ -53,8 +55,10 @@ def choose_ops(device: torch.device) -> Ops:
         rms_norm=reference.rms_norm,
         layer_norm=reference.layer_norm,
         silu_mul=reference.silu_mul,
+        gelu_tanh_mul=reference.gelu_tanh_mul,
         gelu_erf=reference.gelu_erf,
         gelu_tanh=reference.gelu_tanh,
         rope=reference.rope,
+        route=reference.route,
         write_kv=reference.write_kv,
     )

@@ -66,11 +66,17 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of rows; a head may share it."""
+    """A table of rows; a head may share it.
 
-    def __init__(self, ops: Ops, rows: int, width: int) -> None:
+    Args:
+        scale: multiplies the rows that are looked up, not a head's. Rounded to their type
+            first, as models with one were trained.
+    """
+
+    def __init__(self, ops: Ops, rows: int, width: int, *, scale: float | None = None) -> None:
         super().__init__()
         self._ops = ops
+        self._scale = scale
         self.weight = nn.Parameter(torch.empty(rows, width), requires_grad=False)
         self.packed: PackedLinear
 
@@ -79,4 +85,7 @@ class Embedding(nn.Module):
         self.weight.data = self.weight.data.new_empty(0)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self._ops.embedding(ids, self.packed)
+        rows = self._ops.embedding(ids, self.packed)
+        if self._scale is None:
+            return rows
+        return rows * torch.tensor(self._scale, dtype=rows.dtype).item()

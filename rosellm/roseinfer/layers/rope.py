@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from rosellm.roseinfer.layers.rope_scaling import Unscaled
 
 
 @dataclass(frozen=True)
@@ -15,10 +17,12 @@ class RopeSpec:
     Attributes:
         theta: base of the frequencies.
         dim: rotated dimensions of each head.
+        scaling: how the frequencies are changed for long contexts.
     """
 
     theta: float
     dim: int
+    scaling: Unscaled = field(default_factory=Unscaled)
 
 
 class RopeTable:
@@ -26,14 +30,16 @@ class RopeTable:
 
     The angles are built on the CPU whatever the device, so that a position's bits are the
     same everywhere.
+
+    Args:
+        max_positions: longest sequence that is served; some scalings depend on it.
     """
 
     def __init__(self, spec: RopeSpec, max_positions: int, device: torch.device) -> None:
-        exponents = torch.arange(0, spec.dim, 2, dtype=torch.int64).float() / spec.dim
-        frequencies = 1.0 / (spec.theta**exponents)
+        frequencies = spec.scaling.frequencies(spec.theta, spec.dim, max_positions)
         angles = torch.arange(max_positions).float()[:, None] * frequencies
-        self._cos = angles.cos().to(device)
-        self._sin = angles.sin().to(device)
+        self._cos = (angles.cos() * spec.scaling.amplitude).to(device)
+        self._sin = (angles.sin() * spec.scaling.amplitude).to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for positions [T], each [T, dim / 2]."""

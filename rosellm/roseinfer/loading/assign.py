@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +12,22 @@ from torch import Tensor, nn
 from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.layers.linear import Linear
 from rosellm.roseinfer.models.skeleton import Model
-from rosellm.roseinfer.models.spec import WeightMap
+from rosellm.roseinfer.models.spec import ModelSpec, WeightMap
 
 
 @dataclass(frozen=True)
 class Target:
-    """Rows of a parameter that one checkpoint tensor fills."""
+    """Rows of a parameter that one checkpoint tensor fills.
+
+    Attributes:
+        transposed: whether the tensor is stored [in, out].
+        head_dim: rows of a head where the tensor goes through all parts of one head after
+            another; None where it goes through all heads of one part after another.
+    """
 
     rows: Tensor
     transposed: bool
+    head_dim: int | None = None
 
     def fill(self, name: str, source: Tensor) -> None:
         if source.layout is not torch.strided or source.is_meta or source.is_nested:
@@ -31,7 +38,12 @@ class Target:
             raise ModelError(f"tensor {name}: expected shape {wanted}, found {found}")
         if not source.is_floating_point():
             raise ModelError(f"tensor {name}: expected floats, found {source.dtype}")
-        self.rows.copy_(source)
+        self.rows.copy_(source if self.head_dim is None else self._part_by_part(source))
+
+    def _part_by_part(self, source: Tensor) -> Tensor:
+        """Rows in the order (head, part, row in head), reordered to (part, head, row)."""
+        by_part: Tensor = source.unflatten(0, (-1, 3, self.head_dim)).transpose(0, 1)
+        return by_part.flatten(0, 2)
 
 
 def load_weights(
@@ -44,7 +56,7 @@ def load_weights(
     targets = _targets(model, weights)
     filled: set[str] = set()
     for full_name, tensor in tensors:
-        name = _strip(full_name, weights.prefixes)
+        name = _today(_strip(full_name, weights.prefixes), weights.endings)
         if name in targets and name not in filled:
             with torch.no_grad():
                 targets[name].fill(shown(full_name), tensor)
@@ -63,14 +75,30 @@ def _targets(model: Model, weights: WeightMap) -> dict[str, Target]:
     """What each checkpoint name fills."""
     targets: dict[str, Target] = {}
     for source, target in weights.names.items():
-        for layer in range(model.spec.num_layers) if "{i}" in source else [0]:
-            pairs = [(source, target), (_bias(source), _bias(target))]
+        pairs = [(source, target), (_bias(source), _bias(target))]
+        for marks in _marks(source, model.spec):
             for checkpoint_name, ours in pairs:
-                rows = _rows(model, ours.replace("{i}", str(layer)))
+                rows = _rows(model, _replace(ours, marks))
                 if rows is not None:
-                    name = checkpoint_name.replace("{i}", str(layer))
-                    targets[name] = Target(rows, checkpoint_name in weights.transposed)
+                    name = _replace(checkpoint_name, marks)
+                    head_dim = model.spec.head_dim if source in weights.by_head else None
+                    targets[name] = Target(rows, checkpoint_name in weights.transposed, head_dim)
+    covered = sum(target.rows.numel() for target in targets.values())
+    assert covered == model.num_weights(), "the weight map leaves parameters out"
     return targets
+
+
+def _marks(source: str, spec: ModelSpec) -> Iterator[dict[str, str]]:
+    """What the marks in a name stand for, one after another."""
+    layers = range(spec.num_layers if "{i}" in source else 1)
+    experts = range(spec.experts.count if spec.experts and "{e}" in source else 1)
+    return ({"{i}": str(i), "{e}": str(e)} for i in layers for e in experts)
+
+
+def _replace(name: str, marks: Mapping[str, str]) -> str:
+    for mark, value in marks.items():
+        name = name.replace(mark, value)
+    return name
 
 
 def _bias(name: str) -> str:
@@ -78,12 +106,12 @@ def _bias(name: str) -> str:
 
 
 def _rows(model: Model, target: str) -> Tensor | None:
-    """The parameter, or the named part of it; None if the model has no such parameter."""
+    """The parameter, or the named part of it; None if this layer has no such parameter."""
     path, _, part = target.partition(":")
     owner, _, attribute = path.rpartition(".")
     if model.spec.tied and owner == "head":
         return None
-    module = model.get_submodule(owner)
+    module = _submodule(model, owner)
     parameter = getattr(module, attribute, None)
     if not isinstance(parameter, nn.Parameter):
         return None
@@ -92,6 +120,20 @@ def _rows(model: Model, target: str) -> Tensor | None:
     assert isinstance(module, Linear)
     rows: Tensor = module.part(parameter.data, part)
     return rows
+
+
+def _submodule(model: Model, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _today(name: str, endings: Mapping[str, str]) -> str:
+    for old, new in endings.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _strip(name: str, prefixes: tuple[str, ...]) -> str:

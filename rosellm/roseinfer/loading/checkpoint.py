@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.messages import Pooling
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Checkpoint:
         dtype: type of the weights as stored, such as "float32".
         num_bytes: size of all tensors as stored.
         tensors: yields (name, tensor) pairs; tensors may be views of a mapped file.
+        pooling: how vectors are made, where the checkpoint says so.
     """
 
     architecture: str
@@ -34,16 +36,22 @@ class Checkpoint:
     dtype: str
     num_bytes: int
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    pooling: Pooling | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file."""
+    value = parse_json(path)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object")
+    return value
+
+
+def parse_json(path: Path) -> Any:
+    """Any JSON value from a file."""
     try:
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object")
-    return value

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.loading.checkpoint import Checkpoint, read_json
+from rosellm.roseinfer.loading.pooling import read_pooling
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -24,7 +25,8 @@ def open_folder(folder: Path) -> Checkpoint:
         raise ModelError(f"{folder / 'config.json'}: no architectures")
     files = _files(folder)
     dtype, num_bytes = _survey(files)
-    return Checkpoint(names[0], config, dtype, num_bytes, lambda: _tensors(files))
+    pooling = read_pooling(folder)
+    return Checkpoint(names[0], config, dtype, num_bytes, lambda: _tensors(files), pooling)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.layers.attention import Attention, Step
 from rosellm.roseinfer.layers.linear import Embedding, Linear
+from rosellm.roseinfer.layers.moe import MixtureOfExperts
 from rosellm.roseinfer.layers.norm import LayerNorm, RMSNorm
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import Architecture, ModelSpec
 
 
 def build_norm(ops: Ops, spec: ModelSpec) -> nn.Module:
-    kind = RMSNorm if spec.norm == "rms" else LayerNorm
-    return kind(ops, spec.hidden_size, spec.norm_eps)
+    if spec.norm == "layer":
+        return LayerNorm(ops, spec.hidden_size, spec.norm_eps)
+    return RMSNorm(ops, spec.hidden_size, spec.norm_eps, offset=spec.norm_offset)
+
+
+def build_qk_norms(ops: Ops, spec: ModelSpec) -> tuple[RMSNorm, RMSNorm] | None:
+    """Norms of queries and of keys, as wide as what they normalise together."""
+    if spec.qk_norm is None:
+        return None
+    counts = (1, 1) if spec.qk_norm == "head" else (spec.heads, spec.kv_heads)
+    q, k = (
+        RMSNorm(ops, count * spec.head_dim, spec.norm_eps, offset=spec.norm_offset)
+        for count in counts
+    )
+    return q, k
 
 
 def build_attention(ops: Ops, spec: ModelSpec, layer: int) -> Attention:
@@ -34,16 +49,16 @@ def build_attention(ops: Ops, spec: ModelSpec, layer: int) -> Attention:
         out_bias=spec.attention_out_bias,
         scale=spec.attention_scale,
         softcap=spec.attention_softcap,
+        qk_norms=build_qk_norms(ops, spec),
     )
 
 
 class MLP(nn.Module):
     """Two products with an activation between; gated if the activation has two inputs."""
 
-    def __init__(self, ops: Ops, spec: ModelSpec) -> None:
+    def __init__(self, ops: Ops, spec: ModelSpec, width: int) -> None:
         super().__init__()
-        width = spec.intermediate_size
-        gated = spec.activation == "silu_mul"
+        gated = spec.activation.endswith("_mul")
         parts = {"gate": width, "up": width} if gated else {"up": width}
         self.up = Linear(ops, spec.hidden_size, parts, bias=spec.mlp_bias)
         self.down = Linear(ops, width, {"down": spec.hidden_size}, bias=spec.mlp_bias)
@@ -51,6 +66,17 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self._activation(self.up(x)))  # type: ignore[no-any-return]
+
+
+def build_mlp(ops: Ops, spec: ModelSpec, layer: int) -> nn.Module:
+    """The layer's MLP, or its mixture of many."""
+    sparse = spec.experts
+    if sparse is None or layer not in sparse.layers:
+        return MLP(ops, spec, spec.intermediate_size)
+    experts = [MLP(ops, spec, sparse.width) for _ in range(sparse.count)]
+    return MixtureOfExperts(
+        ops, spec.hidden_size, experts, active=sparse.active, normalise=sparse.normalise
+    )
 
 
 class PreNormBlock(nn.Module):
@@ -61,7 +87,7 @@ class PreNormBlock(nn.Module):
         self.attention_norm = build_norm(ops, spec)
         self.attention = build_attention(ops, spec, layer)
         self.mlp_norm = build_norm(ops, spec)
-        self.mlp = MLP(ops, spec)
+        self.mlp = build_mlp(ops, spec, layer)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         x = x + self.attention(self.attention_norm(x), step)
@@ -73,7 +99,7 @@ class Decoder(Model):
 
     def __init__(self, ops: Ops, architecture: Architecture, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self.embed = Embedding(ops, spec.vocab_size, spec.hidden_size)
+        self.embed = Embedding(ops, spec.vocab_size, spec.hidden_size, scale=spec.embedding_scale)
         if spec.learned_positions:
             self.position = Embedding(ops, spec.max_positions, spec.hidden_size)
         blocks = (architecture.block(ops, spec, layer) for layer in range(spec.num_layers))
@@ -99,5 +125,6 @@ class Decoder(Model):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        scores: Tensor = self.head(hidden)
-        return scores.float()
+        scores: Tensor = self.head(hidden).float()
+        cap = self.spec.final_softcap
+        return scores if cap is None else cap * torch.tanh(scores / cap)

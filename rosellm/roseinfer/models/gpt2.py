@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.models.activations import PLAIN
 from rosellm.roseinfer.models.decoder import Decoder, PreNormBlock
 from rosellm.roseinfer.models.spec import (
     Activation,
@@ -14,12 +15,6 @@ from rosellm.roseinfer.models.spec import (
     ModelSpec,
     WeightMap,
 )
-
-_ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu_erf",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
 
 
 def _spec(
@@ -73,7 +68,7 @@ def read_hf_config(values: Mapping[str, Any]) -> ModelSpec:
         heads=config.integer("n_head"),
         max_positions=config.integer("n_positions"),
         norm_eps=config.number("layer_norm_epsilon", 1e-5),
-        activation=config.choice("activation_function", "gelu_new", _ACTIVATIONS),
+        activation=config.choice("activation_function", "gelu_new", PLAIN),
         tied=config.flag("tie_word_embeddings", True),
     )
 

@@ -1,32 +1,36 @@
-"""Llama (arXiv:2302.13971, arXiv:2307.09288): RMSNorm, rope, gated SiLU, grouped KV heads."""
+"""Llama (arXiv:2302.13971, arXiv:2307.09288, arXiv:2407.21783) and what its descendants share:
+RMSNorm, rope, gated SiLU, grouped KV heads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from rosellm.roseinfer.errors import ModelError, shown
-from rosellm.roseinfer.layers.rope import RopeSpec
+from rosellm.roseinfer.models.activations import GATED
 from rosellm.roseinfer.models.decoder import Decoder, PreNormBlock
+from rosellm.roseinfer.models.rope_config import read_lengths, read_rope
 from rosellm.roseinfer.models.spec import Architecture, ConfigReader, ModelSpec, WeightMap
 
 
-def read_rope(config: ConfigReader, head_dim: int) -> RopeSpec:
-    """Both spellings: ``rope_theta`` + ``rope_scaling``, and the newer ``rope_parameters``."""
-    nested = config.table("rope_parameters")
-    scaling = config.table("rope_scaling") or nested
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        raise ModelError(f"rope scaling {shown(repr(kind))} is not supported yet")
-    theta = ConfigReader(nested).number("rope_theta", config.number("rope_theta", 10000.0))
-    return RopeSpec(theta=theta, dim=head_dim)
+def read_base(
+    config: ConfigReader,
+    *,
+    activation_key: str = "hidden_act",
+    fraction: float | None = None,
+    aliases: Mapping[str, str] = {},
+) -> ModelSpec:
+    """The keys that descendants have in common; no biases, windows or further norms.
 
-
-def read_config(values: Mapping[str, Any]) -> ModelSpec:
-    config = ConfigReader(values)
+    Args:
+        fraction, aliases: see ``read_rope``.
+    """
+    config.refuse("quantization_config", harmless={})
     hidden_size = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", hidden_size // max(heads, 1))
+    rope = read_rope(config, head_dim, fraction=fraction, aliases=aliases)
+    max_positions, stretched_positions = read_lengths(config, rope)
     return ModelSpec(
         vocab_size=config.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -35,14 +39,23 @@ def read_config(values: Mapping[str, Any]) -> ModelSpec:
         heads=heads,
         kv_heads=config.integer("num_key_value_heads", heads),
         head_dim=head_dim,
-        max_positions=config.integer("max_position_embeddings", 2048),
+        max_positions=max_positions,
+        stretched_positions=stretched_positions,
         norm="rms",
         norm_eps=config.number("rms_norm_eps", 1e-6),
-        activation=config.choice("hidden_act", "silu", {"silu": "silu_mul"}),
-        rope=read_rope(config, head_dim),
+        activation=config.choice(activation_key, "silu", GATED),
+        rope=rope,
         tied=config.flag("tie_word_embeddings", False),
-        attention_bias=config.flag("attention_bias", False),
-        attention_out_bias=config.flag("attention_bias", False),
+    )
+
+
+def read_config(values: Mapping[str, Any]) -> ModelSpec:
+    config = ConfigReader(values)
+    bias = config.flag("attention_bias", False)
+    return replace(
+        read_base(config),
+        attention_bias=bias,
+        attention_out_bias=bias,
         mlp_bias=config.flag("mlp_bias", False),
     )
 

@@ -190,10 +190,9 @@ def _wanted_length(config: ModelConfig, spec: ModelSpec) -> int:
     wanted = spec.max_positions if config.max_model_len is None else config.max_model_len
     if wanted < 2:
         raise ConfigError("--max-model-len must be at least 2")
-    if wanted > spec.max_positions:
-        raise ConfigError(
-            f"--max-model-len {wanted}: the model was made for {spec.max_positions} positions"
-        )
+    longest = max(spec.max_positions, spec.stretched_positions)
+    if wanted > longest:
+        raise ConfigError(f"--max-model-len {wanted}: the model was made for {longest} positions")
     return wanted
 
 
