@@ -13,6 +13,8 @@ API_SIDE = (
     "rosellm.cli",
     "rosellm.roseinfer",
     "rosellm.roseinfer.engine.client",
+    "rosellm.roseinfer.inference_engine",
+    "rosellm.roseinfer.llm.library",
     "rosellm.roseinfer.server",
     "rosellm.roseinfer.server.__main__",
     "rosellm.roseinfer.server.app",

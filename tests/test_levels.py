@@ -25,6 +25,9 @@ LEVELS = {
     "rosellm.roseinfer.step": 0,
     "rosellm.roseinfer.cache.blocks": 1,
     "rosellm.roseinfer.cache.manager": 1,
+    "rosellm.roseinfer.hub": 1,
+    "rosellm.roseinfer.hub_errors": 1,
+    "rosellm.roseinfer.hub_transfer": 1,
     "rosellm.roseinfer.scheduler": 1,
     "rosellm.roseinfer.text": 1,
     "rosellm.roseinfer.attention": 2,
@@ -38,6 +41,8 @@ LEVELS = {
     "rosellm.roseinfer.engine": 4,
     "rosellm.bench": 5,
     "rosellm.cli": 5,
+    "rosellm.commands": 5,
+    "rosellm.roseinfer.inference_engine": 5,
     "rosellm.roseinfer.llm": 5,
     "rosellm.roseinfer.server": 5,
 }
@@ -50,12 +55,18 @@ LAZY_EDGES = {
     ("rosellm.roseinfer.engine.client", "rosellm.roseinfer.engine.loop"),
     # measuring the engine in this process, beside what machine and model allow at most
     ("rosellm.bench.offline", "rosellm.roseinfer.engine.build"),
+    # looking at a model without running it
+    ("rosellm.commands.model_facts", "torch"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.kernels.table"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.loading.checkpoint"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.loading.open"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.memory"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.resolve"),
     ("rosellm.bench.ceilings", "torch"),
     ("rosellm.bench.machine", "torch"),
     ("rosellm.bench.cost", "torch"),
     ("rosellm.bench.cost", "rosellm.roseinfer.kernels.table"),
     ("rosellm.bench.cost", "rosellm.roseinfer.loading.open"),
-    ("rosellm.bench.cost", "rosellm.roseinfer.models.decoder"),
     ("rosellm.bench.cost", "rosellm.roseinfer.models.registry"),
 }
 TORCH = ("torch", "triton", "safetensors.torch")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rosellm.roseinfer.llm import SamplingParams
 
 HELP = {
-    "max_tokens": "longest answer, in tokens",
+    "max_tokens": "longest answer, in tokens; default: 16, in a chat to the end of the context",
     "temperature": "0 takes the likeliest token each time; higher is more surprising",
     "top_p": "sample from the likeliest tokens that hold this much probability together",
     "top_k": "sample from this many of the likeliest tokens; 0 considers every token",
