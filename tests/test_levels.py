@@ -47,19 +47,26 @@ LEVELS = {
     "rosellm.roseinfer.server": 5,
 }
 TORCH_LEVELS = {2, 3, 4}
-TORCH_FREE = {"rosellm.roseinfer.engine.client"}  # besides every module of the other levels
+# besides every module of the other levels
+TORCH_FREE = {
+    "rosellm.roseinfer.engine.client",
+    "rosellm.roseinfer.loading.open",
+    "rosellm.roseinfer.loading.safetensors",
+}
 # Imports inside a function that may go where the rules would not let them.
 LAZY_EDGES = {
     # the in-process client is the only one that needs the engine itself
     ("rosellm.roseinfer.engine.client", "rosellm.roseinfer.engine.build"),
     ("rosellm.roseinfer.engine.client", "rosellm.roseinfer.engine.loop"),
+    # the checkpoint that only torch can read
+    ("rosellm.roseinfer.loading.open", "rosellm.roseinfer.loading.torch_file"),
     # measuring the engine in this process, beside what machine and model allow at most
     ("rosellm.bench.offline", "rosellm.roseinfer.engine.build"),
     # looking at a model without running it
     ("rosellm.commands.model_facts", "torch"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.kernels.table"),
-    ("rosellm.commands.model_facts", "rosellm.roseinfer.loading.checkpoint"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.loading.open"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.loading.safetensors"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.memory"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.resolve"),
     ("rosellm.bench.ceilings", "torch"),

@@ -39,6 +39,8 @@ def _add_serve(commands: Commands) -> None:
         description="Put load on a server that speaks OpenAI's API, whoever made it, and time it.",
         allow_abbrev=False,
     )
+    command.formatter_class = flags.Help
+    command.usage = "%(prog)s [options]"
     _add_target(command)
     _add_load(command)
     _add_lengths(command, num_requests=64)
@@ -135,10 +137,13 @@ def _add_offline(commands: Commands) -> None:
         description="Run the engine in this process, without HTTP, on random prompts.",
         allow_abbrev=False,
     )
+    command.formatter_class = flags.Help
+    command.usage = "%(prog)s MODEL [options]"
     command.add_argument("model", metavar="MODEL", help=flags.model_help())
     _add_lengths(command, num_requests=128)
-    for config in (ModelConfig, CacheConfig, SchedulerConfig):
-        flags.add_group(command, config)
+    flags.add_group(command, ModelConfig, without=("tokenizer", "chat_template"))
+    flags.add_group(command, CacheConfig)
+    flags.add_group(command, SchedulerConfig)
     command.set_defaults(run=_offline)
 
 

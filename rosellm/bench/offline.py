@@ -20,8 +20,11 @@ from rosellm.bench.stats import median, milliseconds
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.hub import model_name, with_local_files
+from rosellm.roseinfer.loading.open import check_checkpoint
 from rosellm.roseinfer.messages import Add, Outputs
+from rosellm.roseinfer.models.registry import check_supported
 from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.server import flags
 from rosellm.roseinfer.server.report import loading
 
 if TYPE_CHECKING:
@@ -67,13 +70,14 @@ class Steps:
 
 def run(config: EngineConfig, load: Load) -> int:
     """Measure, print the report and a JSON line. Returns the exit code."""
-    from rosellm.roseinfer.engine.build import build_engine
-    from rosellm.roseinfer.models.registry import check_supported
-
+    flags.check_sources(config.model)
     name = model_name(config.model.model)
     scheduler = replace(config.scheduler, max_queue=load.num_requests)
     with loading() as on_progress:
         config = replace(config, model=with_local_files(config.model, on_progress, check_supported))
+        check_checkpoint(config.model.model)
+        from rosellm.roseinfer.engine.build import build_engine
+
         core = build_engine(replace(config, scheduler=scheduler), on_progress)
     _check(core, load)
     adds = requests(core.facts.vocab_size, load)

@@ -131,7 +131,10 @@ async def _first_model(server: Server) -> str:
         answer = await exchange(server, "/models")
         return msgspec.json.decode(answer.body, type=_Models).data[0].id
     except (ExchangeError, msgspec.MsgspecError, IndexError) as error:
-        raise RosellmError(f"no model found at {server.prefix}/models: {error}") from None
+        place = f"{server.host}:{server.port}{server.prefix}/models"
+        raise RosellmError(
+            f"no model found at {place}: {error}; is the server running, and --base-url right?"
+        ) from None
 
 
 def _prepare(

@@ -49,7 +49,7 @@ def add_flags(command: flags.Parser) -> None:
         help="print each answer as a line of JSON: index, text, token_ids, finish_reason, usage",
     )
     sampling_flags.add_flags(command)
-    local.add_flags(command)
+    local.add_flags(command, without=("chat_template",))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rosellm.commands.tables import show_facts
 from rosellm.roseinfer.config import EngineConfig, ModelConfig, SamplingDefaults
-from rosellm.roseinfer.errors import ConfigError, ModelError
+from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.hub import hub_name, local_description, local_tokenizer
 from rosellm.roseinfer.server import flags
 from rosellm.roseinfer.server.defaults import GenerationConfig, load_defaults
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
         RosellmError: there is no such model, or its files cannot be read.
     """
     asked = flags.build(ModelConfig, vars(args))
-    if not Path(asked.model).expanduser().exists() and hub_name(asked.model) is None:
-        raise ConfigError(f"{asked.model!r}: no such folder or file, and it is no hub id")
+    flags.check_sources(asked)
     model = _with_local_files(asked)
     show_facts(asked.model, _all_facts(model, from_hub=model.model != asked.model))
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,10 @@ def add_model(command: argparse.ArgumentParser, *, optional: bool = False) -> No
     command.add_argument("model", metavar="MODEL", help=help, **more)
 
 
-def add_flags(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
     """Add the flags that say how a model is loaded and run."""
     for config in CONFIGS:
-        flags.add_group(command, config)
+        flags.add_group(command, config, without=without)
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,13 +47,22 @@ def load(values: Mapping[str, Any]) -> Iterator[LLM]:
         RosellmError: it cannot be loaded.
     """
     if "model" not in values:
-        raise ConfigError("which model? pass a folder or a checkpoint")
+        raise ConfigError("which model? rosellm chat MODEL, or a server's: rosellm chat --url URL")
     for config in CONFIGS:
         flags.build(config, values)  # its complaints name the flag
+    flags.check_model(flags.build(ModelConfig, values))
+    with closing(_loaded(given(values))) as llm:
+        yield llm
+
+
+def _loaded(settings: Mapping[str, Any]) -> LLM:
     from rosellm.roseinfer.llm import LLM
 
-    with closing(LLM(**given(values))) as llm:
-        yield llm
+    try:
+        return LLM(**settings)
+    except KeyboardInterrupt:
+        # A thread may be deep in torch, which no orderly end of Python waits for in time.
+        os._exit(130)
 
 
 class Local:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rosellm.commands.tables import size
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ConfigError, ModelError, shown
-from rosellm.roseinfer.hub import CONFIG, holds_model
+from rosellm.roseinfer.hub import holds_model
 from rosellm.roseinfer.models.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def model_facts(config: EngineConfig) -> Facts:
 
 def find(model: str) -> Found:
     """Open what is at a path: config and headers."""
-    from rosellm.roseinfer.loading.checkpoint import read_json
     from rosellm.roseinfer.loading.open import open_checkpoint
+    from rosellm.roseinfer.loading.safetensors import read_config
 
     folder = Path(model).expanduser()
     if folder.is_dir() and not holds_model(folder):
-        config = read_json(folder / CONFIG)
+        config = read_config(folder)
         names = config.get("architectures")
         name = str(names[0]) if isinstance(names, list) and names else "no architecture"
         return Found(name, config, str(config.get("dtype") or config.get("torch_dtype")), None)
@@ -165,7 +165,7 @@ def _memory_facts(config: EngineConfig, spec: ModelSpec, found: Found, weights: 
         if needed > free:
             raise ModelError("no: the weights alone need more memory than is free")
         steps, _ = resolve.resolve_step_tokens(config.scheduler, spec, device)
-        plan = resolve.resolve_cache(_unlimited(config), spec, dtype, free - needed, device, steps)
+        plan = resolve.resolve_cache(_unlimited(config), spec, dtype, device, steps, free - needed)
     except (ConfigError, ModelError) as error:
         yield "fits", str(error)
         return

@@ -174,17 +174,18 @@ def _small_files(name: HubName, want: Want, available: Collection[str]) -> list[
     if CONFIG not in available:
         raise ModelError(f"{name.repo} on the hub has no {CONFIG}: it is not a model to be served")
     if want == "model" and not {WEIGHTS, INDEX} & set(available):
-        raise ModelError(_no_weights(name, available))
+        raise ModelError(no_weights(f"{name.repo} on the hub", available))
     index = [INDEX] if INDEX in available else []
     return [*(file for file in _DESCRIPTION if file in available), *index, *files]
 
 
-def _no_weights(name: HubName, available: Iterable[str]) -> str:
+def no_weights(place: str, available: Iterable[str]) -> str:
+    """What to say of a folder or repository that has none to be read, by its files' names."""
     kinds = sorted({Path(file).suffix for file in available} & _OTHER_WEIGHTS)
     found = f"its weights are {' and '.join(kinds)} files" if kinds else "nor any other weights"
     return (
-        f"{name.repo} on the hub has no {WEIGHTS} or index of several, {found}:"
-        " look for a repository of the same model with safetensors"
+        f"{place} has no {WEIGHTS} or index of several, {found}:"
+        " look for the same model with safetensors"
     )
 
 

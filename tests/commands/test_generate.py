@@ -66,9 +66,9 @@ def test_sigint_while_loading_ends_it(model_folder: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1.0)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=3)  # it does not wait for the rest of the load
     assert process.returncode == 130
-    assert b"Traceback" not in stderr
+    assert stderr == b""
 
 
 @pytest.mark.slow

@@ -299,7 +299,7 @@ def test_old_file_format(tmp_path: Path) -> None:
     """Torch before 1.6 wrote files that cannot be mapped."""
     path = tmp_path / "old.pt"
     torch.save({"model": {}, "config": {}}, path, _use_new_zipfile_serialization=False)
-    assert "mmap" in refusal(path)
+    assert "no zip archive" in refusal(path)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])

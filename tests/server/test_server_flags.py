@@ -75,7 +75,7 @@ def test_every_other_flag(model: str) -> None:
         ("/no/such/place", "/no/such/place"),
         ("./no-such-place", "no such folder or file"),
         ("MODEL --tokenizer ./no-such-place", "'./no-such-place': no such folder"),
-        ("CHECKPOINT", "--tokenizer-name"),
+        ("CHECKPOINT", "pass --tokenizer"),
         ("MODEL --dtype int8", "int8"),
         ("MODEL --port x", "--port"),
         ("MODEL --port 70000", "--port"),

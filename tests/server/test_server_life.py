@@ -34,6 +34,7 @@ async def patiently(self, add):
 
 Engine._run = patiently
 load.load_tokenizer = lambda *_: fakes.ByteTokenizer()
+load.check_checkpoint = lambda *_: None
 run.MOURNING_S, run.GRACE_S = 1.0, 0.3
 options = flags.parse([sys.argv[1], "--port", "0"])
 sock = listen.bind("127.0.0.1", 0)

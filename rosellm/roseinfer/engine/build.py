@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from rosellm.roseinfer.attention.reference import ReferenceAttention
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.cache.storage import KVStorage
-from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.config import CacheConfig, EngineConfig
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.errors import ConfigError, ModelError
 from rosellm.roseinfer.kernels.table import choose_ops
@@ -23,7 +24,7 @@ from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.models.skeleton import Model
-from rosellm.roseinfer.models.spec import Architecture
+from rosellm.roseinfer.models.spec import Architecture, ModelSpec
 from rosellm.roseinfer.runner import memory, resolve
 from rosellm.roseinfer.runner.model_runner import ModelRunner
 
@@ -47,18 +48,15 @@ def build_engine(
     ops = choose_ops(device)
     with torch.device("meta"):
         model = architecture.build(ops, spec)
-    _check_memory(model.num_weights() * dtype.itemsize, device)
+    step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
+    size = partial(resolve.resolve_cache, config, spec, dtype, device, step_tokens)
+    size(_beside_weights(model, dtype, device))  # what cannot work is refused before loading
     model.allocate(dtype, device)
     _fill(model, architecture, checkpoint, on_progress)
-    step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
-    free = memory.available(device)
-    plan = resolve.resolve_cache(config, spec, dtype, free, device, step_tokens)
+    plan = size(memory.available(device))
     block_size = config.cache.block_size
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, dtype, device)
     backend = ReferenceAttention(block_size, device)
-    runner = ModelRunner(model, storage, backend, device, plan.max_model_len, spec.pooling)
-    pools = [BlockPool(count) for count in plan.num_blocks]
-    windows = [group.window for group in spec.kv_groups]
     promised = ops.invariant and backend.invariant
     invariant = promised and model.rows_are_independent()
     facts = Ready(
@@ -89,13 +87,20 @@ def build_engine(
         embedding_size=spec.hidden_size,
     )
     return EngineCore(
-        runner,
+        ModelRunner(model, storage, backend, device, plan.max_model_len, spec.pooling),
         facts,
         config.scheduler,
-        cache=CacheManager(pools, block_size, config.cache.prefix_cache and spec.causal, windows),
+        cache=_cache(config.cache, spec, plan),
         step_tokens=step_tokens,
         whole_prompts=not spec.causal,
     )
+
+
+def _cache(config: CacheConfig, spec: ModelSpec, plan: resolve.CachePlan) -> CacheManager:
+    """Block tables over the storage; an encoder's prefixes depend on what follows them."""
+    pools = [BlockPool(count) for count in plan.num_blocks]
+    windows = [group.window for group in spec.kv_groups]
+    return CacheManager(pools, config.block_size, config.prefix_cache and spec.causal, windows)
 
 
 def _fill(
@@ -123,12 +128,16 @@ def _check(config: EngineConfig) -> None:
         raise ConfigError("--max-queue must be at least 1")
 
 
-def _check_memory(needed: int, device: torch.device) -> None:
-    free = memory.available(device)
+def _beside_weights(model: Model, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that will be free when the weights are loaded; ModelError if these have no room."""
+    needed, free = model.num_weights() * dtype.itemsize, memory.available(device)
     if needed > free:
+        smaller = " or --dtype bfloat16" if dtype.itemsize > 2 else ""
         raise ModelError(
             f"the weights take {needed / (1 << 30):.2f} GiB and {free / (1 << 30):.2f} GiB are free"
+            f" on {device}: make room, or use a smaller model{smaller}"
         )
+    return free - needed
 
 
 def _tried(promised: bool, invariant: bool) -> str:

@@ -211,9 +211,13 @@ class InprocClient:
     def send(self, message: Add | Abort | Flush) -> None:
         self._inbox.put(message)
 
-    async def stop(self) -> None:
+    def abandon(self) -> None:
+        """Tell it to end, and do not wait: it may be importing torch. From any thread."""
         self._stopping.set()
         self._inbox.put(None)
+
+    async def stop(self) -> None:
+        self.abandon()
         if self._thread is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), _STOP_TIMEOUT_S)

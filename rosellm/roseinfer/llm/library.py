@@ -279,9 +279,9 @@ def _load(options: Options) -> tuple[LoopThread, Service]:
             options = options.with_local_files(show)
             client = InprocClient(options.engine)
             return loop, loop.run(load_service(options, client, show))
-    except BaseException:
+    except BaseException as error:
         if client is not None:
-            loop.run(client.stop())
+            client.abandon() if isinstance(error, KeyboardInterrupt) else loop.run(client.stop())
         loop.close()
         raise
 

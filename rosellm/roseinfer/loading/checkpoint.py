@@ -1,6 +1,6 @@
 """A checkpoint on disk: what it is, and its tensors one at a time.
 
-Knows nothing of architectures. Everything read here is untrusted: nothing
+Knows nothing of architectures, and imports no torch. Everything read here is untrusted: nothing
 is unpickled beyond torch's weights-only subset, and no path leaves the folder.
 """
 
@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.messages import Pooling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

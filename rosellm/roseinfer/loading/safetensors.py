@@ -1,17 +1,24 @@
-"""A Hugging Face folder: config.json and one or many safetensors files."""
+"""A Hugging Face folder: config.json and one or many safetensors files.
+
+Without torch until tensors are read, so that a folder that is none is refused at once.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from rosellm.roseinfer.errors import ModelError, shown
+from rosellm.roseinfer.hub import CONFIG, INDEX, WEIGHTS, no_weights
 from rosellm.roseinfer.loading.checkpoint import Checkpoint, read_json
 from rosellm.roseinfer.loading.pooling import read_pooling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -19,22 +26,39 @@ _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 
 def open_folder(folder: Path) -> Checkpoint:
     """Read what the folder says of itself; tensors are read when iterated."""
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ModelError(f"{folder / 'config.json'}: no architectures")
+        raise ModelError(f"{folder / CONFIG}: no architectures; is it the config of a whole model?")
     files = _files(folder)
     dtype, num_bytes = _survey(files)
     pooling = read_pooling(folder)
     return Checkpoint(names[0], config, dtype, num_bytes, lambda: _tensors(files), pooling)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json holds. Raises ModelError, with a guess at what was meant."""
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder / CONFIG}: no such file; {_meant(folder)}")
+    return read_json(folder / CONFIG)
+
+
+def _meant(folder: Path) -> str:
+    """What to do about a folder without a config: a cache's has its models further inside."""
+    for inside in ("*", "snapshots/*"):
+        for config in sorted(folder.glob(f"{inside}/{CONFIG}")):
+            return f"did you mean {config.parent}?"
+    if any(folder.glob("*.gguf")):
+        return "GGUF files cannot be read, pass a folder of the same model with safetensors"
+    return "a model folder has that, safetensors and a tokenizer, as on the hub"
+
+
 def _files(folder: Path) -> list[Path]:
     """The weight files, as the index lists them or the only one there is."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / WEIGHTS, folder / INDEX
     if not index.exists():
         if not single.exists():
-            raise ModelError(f"{folder}: no model.safetensors and no index of several")
+            raise ModelError(no_weights(str(folder), (path.name for path in folder.iterdir())))
         return [single]
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
@@ -44,16 +68,32 @@ def _files(folder: Path) -> list[Path]:
         if Path(name).name != name:
             raise ModelError(f"{index}: {shown(repr(name))} is not a file of this folder")
         if not (folder / name).exists():
-            raise ModelError(f"{folder / shown(name)}: listed in the index but missing")
+            raise ModelError(
+                f"{folder / shown(name)}: listed in the index but missing; download it"
+            )
         files.append(folder / name)
     return files
 
 
-def _open(path: Path) -> safe_open:
+def _open(path: Path, framework: str) -> safe_open:
     try:
-        return safe_open(path, framework="pt", device="cpu")
+        return safe_open(path, framework=framework)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({shown(str(error))})") from None
+        if _is_pointer(path):
+            raise ModelError(f"{path} only stands for a file: run git lfs pull there") from None
+        raise ModelError(
+            f"{path}: not a readable safetensors file ({shown(str(error))}); "
+            "if it is incomplete, download it again"
+        ) from None
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a clone without Git LFS left this in place of the file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
 
 
 def _survey(files: list[Path]) -> tuple[str, int]:
@@ -61,7 +101,7 @@ def _survey(files: list[Path]) -> tuple[str, int]:
     kinds: Counter[str] = Counter()
     num_bytes = 0
     for path in files:
-        with _open(path) as reader:
+        with _open(path, "numpy") as reader:
             for name in reader.keys():  # noqa: SIM118 - not a dict
                 piece = reader.get_slice(name)
                 size = 1
@@ -76,6 +116,6 @@ def _survey(files: list[Path]) -> tuple[str, int]:
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     for path in files:
-        with _open(path) as reader:
+        with _open(path, "pt") as reader:
             for name in reader.keys():  # noqa: SIM118 - not a dict
                 yield name, reader.get_tensor(name)

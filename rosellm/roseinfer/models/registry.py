@@ -61,7 +61,8 @@ def check_supported(config: Mapping[str, Any]) -> None:
 def _check(name: object) -> None:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelError(
-            f"unknown architecture {shown(repr(name))}; supported families: {_families()}"
+            f"unknown architecture {shown(repr(name))}; supported families: {_families()} "
+            "(rosellm models lists all names)"
         )
 
 

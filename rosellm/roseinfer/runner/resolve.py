@@ -80,9 +80,9 @@ def resolve_cache(
     config: EngineConfig,
     spec: ModelSpec,
     dtype: torch.dtype,
-    free_bytes: int,
     device: torch.device,
     step_tokens: int,
+    free_bytes: int,
 ) -> CachePlan:
     """Size the block pools from free memory; ConfigError if the context cannot fit."""
     size = config.cache.block_size
@@ -98,10 +98,11 @@ def resolve_cache(
     longest = wanted if all(blocks >= pool.least for pool in pools) else max(blocks, 0) * size
     if longest < min(wanted, size) or (config.model.max_model_len and longest < wanted):
         needed = sum((pool.least + 1) * pool.block_bytes for pool in pools)
+        fits = max(blocks, 0) * size
+        shorter = f"a smaller --max-model-len ({fits} would fit) or " if fits else ""
         raise ConfigError(
-            f"a context of {wanted} tokens needs {needed / _GIB:.2f} GiB of KV cache "
-            f"and {budget / _GIB:.2f} GiB are set aside for it; use a smaller --max-model-len "
-            f"({max(blocks, 0) * size} would fit) or a larger --kv-cache-gb"
+            f"a context of {wanted} tokens needs {needed / _GIB:.2g} GiB of KV cache and "
+            f"{budget / _GIB:.2g} GiB are set aside for it; use {shorter}a larger --kv-cache-gb"
         )
     counts = tuple(min(pool.useful, blocks) for pool in pools)
     memory = sum(n * pool.block_bytes for n, pool in zip(counts, pools, strict=True))
@@ -192,7 +193,10 @@ def _wanted_length(config: ModelConfig, spec: ModelSpec) -> int:
         raise ConfigError("--max-model-len must be at least 2")
     longest = max(spec.max_positions, spec.stretched_positions)
     if wanted > longest:
-        raise ConfigError(f"--max-model-len {wanted}: the model was made for {longest} positions")
+        raise ConfigError(
+            f"--max-model-len {wanted}: the model was made for {longest} positions; "
+            "pass no more, or leave the flag out"
+        )
     return wanted
 
 
@@ -201,7 +205,10 @@ def _budget(config: CacheConfig, free_bytes: int, device: torch.device) -> tuple
     free = free_bytes / _GIB
     if config.kv_cache_gb is not None:
         if not config.kv_cache_gb <= free:  # NaN is not
-            raise ConfigError(f"--kv-cache-gb {config.kv_cache_gb}: only {free:.2f} GiB are free")
+            raise ConfigError(
+                f"--kv-cache-gb {config.kv_cache_gb}: only {free:.2f} GiB are free beside the "
+                "weights; pass less, or leave the flag out"
+            )
         return config.kv_cache_gb * _GIB, "size asked for"
     share = _GPU_SHARE if device.type == "cuda" else _CPU_SHARE
     return free_bytes * share, f"{share:.0%} of the {free:.2f} GiB free after loading"

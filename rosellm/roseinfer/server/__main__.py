@@ -6,6 +6,7 @@ and the engine's process imports torch while this one imports its web framework.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import sys
@@ -23,11 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(options: flags.Options) -> int:
-    """Serve until told to stop. Returns the exit code.
+    """Serve until told to stop, which is a normal end. Returns the exit code.
 
     Raises:
         RosellmError: it cannot serve what it was asked to.
     """
+    with contextlib.suppress(KeyboardInterrupt):
+        return _serve(options)
+    return 0
+
+
+def _serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
@@ -48,14 +55,14 @@ def _with_local_files(options: flags.Options) -> flags.Options:
 
 
 def reporting_errors(program: Callable[[], int]) -> int:
-    """Run a program whose complaints are one clear line, and whose Ctrl-C is a normal end."""
+    """Run a program whose complaints are one clear line. Returns its exit code, 130 on Ctrl-C."""
     try:
         return program()
     except RosellmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, EngineDeadError) else 2
     except KeyboardInterrupt:
-        return 0
+        return 130
 
 
 if __name__ == "__main__":

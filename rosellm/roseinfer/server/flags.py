@@ -7,9 +7,10 @@ them stand the few flags of the seed's command that are not fields.
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,6 +26,7 @@ from rosellm.roseinfer.config import (
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.hub import hub_name, model_name, with_local_files
 from rosellm.roseinfer.hub_transfer import OnProgress
+from rosellm.roseinfer.loading.open import check_file_name
 from rosellm.roseinfer.text.load import check_chat_template
 
 CONFIGS = (ModelConfig, CacheConfig, SchedulerConfig, SamplingDefaults, ServerConfig)
@@ -82,7 +84,17 @@ class Parser(argparse.ArgumentParser):
         if self.fill is not None:
             fill, self.fill = self.fill, None
             fill(self)
-        return super().parse_known_args(args, namespace)
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # said here, by the command whose flags they should have been
+            self.error(self._about_unknown(unknown[0]))
+        return namespace, unknown
+
+    def _about_unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"one argument too many: {argument!r}; quote what holds spaces"
+        flag = argument.partition("=")[0]
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -141,12 +153,18 @@ def parse(argv: Sequence[str]) -> Options:
     return options(vars(parser().parse_args(argv)))
 
 
-def add_group(target: argparse.ArgumentParser, config: type) -> None:
-    """Add a group of flags, one for each field of a config dataclass but the model itself."""
+def add_group(
+    target: argparse.ArgumentParser, config: type, *, without: Collection[str] = ()
+) -> None:
+    """Add a group of flags, one for each field of a config dataclass but the model itself.
+
+    Args:
+        without: fields that have no meaning for this command.
+    """
     group = target.add_argument_group((config.__doc__ or "").strip())
     hints = get_type_hints(config)
     for name, item in _fields(config).items():
-        if name != "model":
+        if name != "model" and name not in without:
             group.add_argument(*_names(name), dest=name, help=_help(item), **_kind(hints[name]))
 
 
@@ -256,15 +274,24 @@ def out_of_range(config: type, values: Mapping[str, Any]) -> Iterator[tuple[str,
             yield name, f"must be at least {least}{above}, not {value}"
 
 
-def check_model(model: ModelConfig, tokenizer: str = "--tokenizer-name") -> None:
-    """Refuse at once what no loading could mend.
+def check_sources(model: ModelConfig, tokenizer: str = "--tokenizer") -> None:
+    """Refuse at once what is not there, or is no model by its name.
 
     Args:
         tokenizer: how to say that setting where this is called from.
     """
     for source, spoken in ((model.model, ""), (model.tokenizer, f"{tokenizer} ")):
         if source and not Path(source).expanduser().exists() and hub_name(source) is None:
-            raise ConfigError(f"{spoken}{source!r}: no such folder or file, and it is no hub id")
+            raise ConfigError(
+                f"{spoken}{source!r}: no such folder or file, nor a hub id, which is like org/name"
+            )
+    if Path(model.model).expanduser().is_file():
+        check_file_name(Path(model.model))
+
+
+def check_model(model: ModelConfig, tokenizer: str = "--tokenizer") -> None:
+    """``check_sources``, and that there is something to turn text into tokens."""
+    check_sources(model, tokenizer)
     if Path(model.model).expanduser().is_file() and model.tokenizer is None:
         raise ConfigError(
             f"{model.model} is one file and holds no tokenizer: pass {tokenizer},"

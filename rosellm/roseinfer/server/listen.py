@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import socket
 
-from rosellm.roseinfer.errors import ConfigError
+from rosellm.roseinfer.errors import ConfigError, shown
 
 BACKLOG = 2048
+_ASK_S = 1.0
+_HEALTH_BYTES = 1 << 16
 REASONS = {
-    errno.EADDRINUSE: "it is already in use; pass another --port",
     errno.EACCES: "that needs more rights; pass a --port above 1023",
     errno.EADDRNOTAVAIL: "this machine has no such address; pass another --host",
 }
@@ -53,10 +55,35 @@ def listen(sock: socket.socket) -> None:
 def url(sock: socket.socket) -> str:
     """Where a client on this machine finds the socket."""
     host, port = sock.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = _reachable(host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def _refused(host: str, port: int, error: OSError) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        model = _served_at(_reachable(host), port)
+        by = f" by rosellm, serving {shown(model)}" if model else ""
+        return ConfigError(
+            f"cannot listen on {host}:{port}: it is already in use{by}; pass another --port"
+        )
     reason = REASONS.get(error.errno or 0, error.strerror or str(error))
     return ConfigError(f"cannot listen on {host}:{port}: {reason}")
+
+
+def _served_at(host: str, port: int) -> str:
+    """The model of the rosellm that listens there; empty for any other program."""
+    import http.client  # 25 ms, which a start that succeeds need not wait for
+
+    connection = http.client.HTTPConnection(host, port, timeout=_ASK_S)
+    try:
+        connection.request("GET", "/health")
+        health = json.loads(connection.getresponse().read(_HEALTH_BYTES))
+        return str(health["model"]) if "engine" in health else ""
+    except (OSError, http.client.HTTPException, LookupError, TypeError, ValueError):
+        return ""
+    finally:
+        connection.close()

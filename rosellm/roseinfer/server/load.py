@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from rosellm.roseinfer.engine.client import EngineClient, OnProgress
+from rosellm.roseinfer.loading.open import check_checkpoint
 from rosellm.roseinfer.server.defaults import Defaults, load_defaults
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.generate import Pipeline
@@ -37,5 +38,6 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
 
 def _read_files(options: Options) -> tuple[TextTools, Defaults]:
     model = options.engine.model
+    check_checkpoint(model.model)  # the engine would say it too, once it has imported torch
     tools = TextTools.of(load_tokenizer(model.tokenizer or model.model, model.chat_template))
     return tools, load_defaults(model.model, options.sampling, tools.tokenizer.eos_ids)

@@ -70,16 +70,18 @@ def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
 @contextmanager
 def _bar() -> Iterator[Show]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[size]}"))
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+        task = bar.add_task("starting", total=None, size="")
 
         def show(progress: Progress) -> None:
-            total = progress.total or None
-            bar.update(task, description=progress.phase, completed=progress.done, total=total)
+            phase, done, total = progress.phase, progress.done, progress.total or None
+            size = f"{decimal(done)} of {decimal(total)}" if total else ""
+            bar.update(task, description=phase, completed=done, total=total, size=size)
 
         yield show
 

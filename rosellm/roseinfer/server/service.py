@@ -51,7 +51,8 @@ class Service:
         """Refuse a request for text where the model gives only vectors."""
         if not self.ready.generates:
             raise RequestError(
-                f"{self.name!r} is an embedding model: it writes no text, only vectors",
+                f"{self.name!r} is an embedding model: it writes no text, only vectors"
+                " (/v1/embeddings)",
                 param=param,
                 code="unsupported_model",
             )

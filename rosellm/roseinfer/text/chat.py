@@ -140,7 +140,8 @@ def _compile(name: str, source: str) -> Template:
         return _environment().from_string(source)
     except TemplateSyntaxError as error:
         raise ModelError(
-            f"chat template {name!r} is not valid Jinja: {error.message} (line {error.lineno})"
+            f"chat template {name!r} is not valid Jinja: {error.message} (line {error.lineno});"
+            " --chat-template takes another one"
         ) from None
 
 
