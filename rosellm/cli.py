@@ -40,6 +40,8 @@ def parser() -> flags.Parser:
     _add_models(commands)
     _add_inspect(commands)
     _add_bench(commands)
+    _add_train(commands)
+    _add_export(commands)
     return made
 
 
@@ -126,3 +128,37 @@ def _add_bench(commands: Commands) -> None:
     from rosellm.bench.cli import add_parser
 
     add_parser(commands)
+
+
+def _add_train(commands: Commands) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a model from a TOML file",
+        description="Train a GPT-2 or a Llama from a TOML file (docs/training.md).",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.rosetrainer import commands as trainer
+
+        trainer.add_train_flags(command)
+        command.set_defaults(run=trainer.run_train)
+
+    command.fill = fill
+
+
+def _add_export(commands: Commands) -> None:
+    command = commands.add_parser(
+        "export",
+        help="turn a training checkpoint into a Hugging Face folder",
+        description="Turn a checkpoint of rosellm train into a Hugging Face folder.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.rosetrainer import commands as trainer
+
+        trainer.add_export_flags(command)
+        command.set_defaults(run=trainer.run_export)
+
+    command.fill = fill

@@ -45,8 +45,12 @@ LEVELS = {
     "rosellm.roseinfer.inference_engine": 5,
     "rosellm.roseinfer.llm": 5,
     "rosellm.roseinfer.server": 5,
+    # the trainer stands apart: nothing imports it, and it takes nothing from the serving engine
+    "rosellm.rosetrainer": 6,
+    "rosellm.rosetrainer.commands": 5,
+    "rosellm.rosetrainer.recipes": 7,
 }
-TORCH_LEVELS = {2, 3, 4}
+TORCH_LEVELS = {2, 3, 4, 6, 7}
 # besides every module of the other levels
 TORCH_FREE = {
     "rosellm.roseinfer.engine.client",
@@ -75,8 +79,12 @@ LAZY_EDGES = {
     ("rosellm.bench.cost", "rosellm.roseinfer.kernels.table"),
     ("rosellm.bench.cost", "rosellm.roseinfer.loading.open"),
     ("rosellm.bench.cost", "rosellm.roseinfer.models.registry"),
+    # training and exporting are what these commands are for
+    ("rosellm.rosetrainer.commands", "rosellm.rosetrainer.export"),
+    ("rosellm.rosetrainer.commands", "rosellm.rosetrainer.train"),
 }
 TORCH = ("torch", "triton", "safetensors.torch")
+TRAINER = "rosellm.rosetrainer"
 NEVER = ("transformers",)  # the tests' oracle
 
 
@@ -237,7 +245,18 @@ def path_to_torch(tree: Tree, start: str) -> list[str]:
     return []
 
 
-RULES = (undeclared, upward, forbidden, heavy)
+def entangled(tree: Tree) -> list[str]:
+    """Find where the trainer, but for its recipes, uses more of the engine than L0 and L1."""
+    return [
+        f"{m.name}:{found.line} imports {found.target}: training is apart from serving"
+        for m in tree.values()
+        if within(m.name, TRAINER) and not within(m.name, f"{TRAINER}.recipes")
+        for found in m.imports
+        if within(found.target, "rosellm.roseinfer") and (level(found.target) or 0) > 1
+    ]
+
+
+RULES = (undeclared, upward, forbidden, heavy, entangled)
 
 
 # -- the tests -------------------------------------------------------------------------------
@@ -292,6 +311,13 @@ BREACHES = [
         {
             f"{HOUSE}/server/app.py": "from rosellm.roseinfer.layers import linear",
             f"{HOUSE}/layers/linear.py": "import torch",
+        },
+    ),
+    (
+        entangled,
+        {
+            "rosellm/rosetrainer/model.py": "from rosellm.roseinfer.models import llama",
+            f"{HOUSE}/models/llama.py": "",
         },
     ),
 ]

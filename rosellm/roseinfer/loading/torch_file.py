@@ -37,6 +37,8 @@ def open_torch_file(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: 'model' is missing or is not a state dict of tensors")
     if not isinstance(config, dict):
         raise ModelError(f"{path}: 'config' is missing or is not a dict")
+    if "architecture" in config:
+        raise ModelError(f"{path}: only a GPT-2 is served as it is; `rosellm export` it first")
     ignored = sorted(str(key) for key in config if key not in CONFIG_KEYS)
     if ignored:
         logger.info("%s: config keys without effect: %s", path.name, shown(", ".join(ignored)))

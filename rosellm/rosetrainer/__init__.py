@@ -1,0 +1,1 @@
+"""rosetrainer: the small trainer whose checkpoints rosellm serves."""
