@@ -104,6 +104,11 @@ class Subject:
     def vocab_size(self) -> int:
         return read_spec(self.folder).vocab_size
 
+    @functools.cached_property
+    def grows(self) -> bool:
+        """Whether sequences outgrow a pool that had room for their prompts: a window's do not."""
+        return any(group.window is None for group in read_spec(self.folder).kv_groups)
+
     def params(self, count: int, max_tokens: int = NEW) -> list[SamplingParams]:
         """A different mix for each request; ten kinds, and seeds of their own."""
         every = []
@@ -223,7 +228,7 @@ def test_preempted_equals_not(subject: Subject) -> None:
     params = subject.params(10, max_tokens=20)
     core = subject.build(block_size=2, num_blocks=50)
     assert generate(core, prompts, params) == subject.alone(prompts, params)
-    assert core.scheduler.stats().preemptions > 4
+    assert core.scheduler.stats().preemptions > (4 if subject.grows else 0)
 
 
 def test_choices_equal_those_of_fewer(subject: Subject) -> None:
@@ -276,7 +281,7 @@ def test_all_at_once(subject: Subject) -> None:
         numbers = [1 + (i + turn) % 3 for i in range(20)]
         results = subject.run(core, prompts, n=numbers, arrivals=arrivals)
         assert [(r.tokens[0], r.logprobs[0]) for r in results] == wanted
-    assert core.scheduler.stats().preemptions > 0
+    assert core.scheduler.stats().preemptions > 0 or not subject.grows
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
