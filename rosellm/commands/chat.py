@@ -70,6 +70,7 @@ def _answerer(given: Mapping[str, Any]) -> Iterator[Answerer]:
         if given["name"] is not None:
             raise ConfigError("--model names a model of --url; a local one is: rosellm chat MODEL")
         with local.load(given) as llm:
+            llm.service.check_generates()
             yield local.Local(llm, sampling_flags.params(given))
         return
     for name in local.given(given):

@@ -68,7 +68,8 @@ def find(model: str) -> Found:
         config = read_config(folder)
         names = config.get("architectures")
         name = str(names[0]) if isinstance(names, list) and names else "no architecture"
-        return Found(name, config, str(config.get("dtype") or config.get("torch_dtype")), None)
+        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"  # the usual default
+        return Found(name, config, str(dtype), None)
     checkpoint = open_checkpoint(model)
     return Found(checkpoint.architecture, checkpoint.config, checkpoint.dtype, checkpoint.num_bytes)
 

@@ -20,7 +20,7 @@ class InferenceEngine:
     Args:
         checkpoint_path: the ``.pt`` file; a Hugging Face folder or a hub id will do too.
         tokenizer_name: a hub id, a folder or a file; None takes the folder's own.
-        device: "cuda", "cpu" or "auto".
+        device: "cuda", "cpu", or "auto": a CUDA device where there is one.
         use_amp: False computes in float32. Otherwise the checkpoint's own type is kept,
         bf16: or, with this, bfloat16 is used. There is no mixed precision.
 
@@ -35,7 +35,7 @@ class InferenceEngine:
         self,
         checkpoint_path: str | PathLike[str],
         tokenizer_name: str | None = None,
-        device: str = "cuda",
+        device: str = "auto",
         use_amp: bool = True,
         bf16: bool = False,
     ) -> None:

@@ -31,6 +31,7 @@ from rosellm.rosetrainer.checkpoint import load_checkpoint, save_checkpoint
 from rosellm.rosetrainer.config import TrainConfig, load_config
 from rosellm.rosetrainer.data import Batch, Ints, Position, Stream, Tokens, in_order, parts
 from rosellm.rosetrainer.files import one_line_errors
+from rosellm.rosetrainer.heap import return_large_buffers
 from rosellm.rosetrainer.model import LanguageModel, as_dict, build_model, shape_of
 from rosellm.rosetrainer.optimizer import learning_rate, make_optimizer
 from rosellm.rosetrainer.parallel import Group, process_group
@@ -84,6 +85,7 @@ def train(
         ConfigError: sources, config or disk do not allow it, or the loss is no longer a number.
     """
     deadline = None if stop_after is None else time.monotonic() + stop_after
+    return_large_buffers()
     with process_group(config.run.device) as group, Progress(shown=group.is_first) as progress:
         manifest = _prepared(config, group, progress)
         if not prepare_only:

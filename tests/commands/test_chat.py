@@ -12,7 +12,8 @@ import httpx
 
 from tests.bench.fake_server import FakeServer, running
 from tests.commands.terminal import ROSELLM, Terminal, terminal
-from tests.e2e.conftest import Server
+from tests.e2e.conftest import Server, write_tokenizer
+from tests.models.test_encoder import BERT, write_bert
 
 CHAT = (*ROSELLM, "chat")
 PASTE = "\x1b[200~{}\x1b[201~"
@@ -137,6 +138,15 @@ def test_what_cannot_be_done_is_one_line() -> None:
             (line,) = done.stderr.splitlines()
             assert line.startswith("error: ")
             assert says in line
+
+
+def test_an_encoder_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    size = write_tokenizer(tmp_path / "tokenizer.json")
+    folder = write_bert(tmp_path / "encoder", {**BERT, "vocab_size": size})
+    (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
+    done = piped(str(folder), text="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: 'encoder' is an embedding model" in done.stderr
 
 
 def test_a_model_of_ones_own(model_folder: Path) -> None:

@@ -111,6 +111,10 @@ def test_layers_that_differ(capsys: Show, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = facts(capsys, str(tmp_path))
     assert found["stored"] == "the weights are not here; bfloat16, by the config"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "torch_dtype": None}))
+    silent = facts(capsys, str(tmp_path))
+    assert silent["stored"] == "the weights are not here; float32, by the config"
+    assert silent["runs in"].startswith("float32 (as in the checkpoint), on ")
     assert found["windows"] == "the latest 32 positions: 2 layers; all positions: 1 layers"
     local, whole = found["positions"].split("; ")
     assert local == "rotary, theta 10,000, 8 dimensions: 2 layers"

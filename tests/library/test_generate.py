@@ -201,6 +201,8 @@ def test_a_wrong_parameter_is_one_line(params: dict[str, Any], complaint: str) -
         (["a", 5], None, "prompt 1: "),
         ([70000], None, "outside the vocabulary"),
         (["a", "b"], [GREEDY], "1 params for 2 prompts"),
+        ("a", {"temperature": 0}, "params must be SamplingParams"),
+        (["a"], [None], "params must be SamplingParams"),
         ("a", SamplingParams(max_tokens=CONTEXT), "the context holds"),
         ("a", SamplingParams(logit_bias={70000: 1}), "not a token id"),
     ],

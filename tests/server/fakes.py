@@ -60,7 +60,8 @@ class ByteTokenizer(Tokenizer):
         return [BOS] * add_special_tokens + list(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return bytes(id for id in ids if id < BOS).decode(errors="replace")
+        shown = (id for id in ids if id < BOS or not skip_special_tokens)
+        return b"".join(map(self.token_bytes, shown)).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
         return bytes([id]) if id < BOS else b"<s>" if id == BOS else b"</s>"

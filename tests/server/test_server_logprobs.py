@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -140,6 +141,45 @@ def test_special_tokens_have_a_name_and_no_text() -> None:
             assert named["top_logprobs"][0]["token"] == "<s>"
             streamed = merged(events(await server.chat(**fields, stream=True)), 0)
             assert streamed["logprobs"]["content"] == choice["logprobs"]["content"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("skips", [None, True, False])
+def test_special_tokens_are_text_where_they_are_not_skipped(path: str, skips: bool | None) -> None:
+    def script(add: Add) -> Iterator[Output]:
+        for token in (97, BOS, 98):
+            logprobs = None if add.params.logprobs is None else [Logprobs(-1.0, [], [])]
+            done = token == 98
+            yield Output(
+                add.id,
+                tokens=[token],
+                logprobs=logprobs,
+                prompt_logprobs=[Logprobs(-1.0, [], [])] * 2 if token == 97 else None,
+                finish="length" if done else None,
+                last=done,
+            )
+
+    async def test() -> None:
+        async with serving(script) as server:
+            ask = server.chat if path == CHAT else partial(server.complete, prompt="hi", echo=True)
+            asked = True if path == CHAT else 0
+            fields = {"logprobs": asked, "skip_special_tokens": skips}
+            [choice] = choices(await ask(**fields))
+            streamed = merged(events(await ask(**fields, stream=True)), 0)
+            assert streamed["logprobs"].items() <= choice["logprobs"].items()
+            own = "ab" if skips is not False else "a<s>b"
+            if path == CHAT:
+                assert choice["message"]["content"] == own
+                spelt = [bytes(each["bytes"]) for each in choice["logprobs"]["content"]]
+                assert spelt == [b"a", b"<s>", b"b"]
+            else:
+                bos = "" if skips is not False else "<s>"
+                assert choice["text"] == f"{bos}hi{own}"
+                assert choice["logprobs"]["tokens"] == ["<s>", "h", "i", "a", "<s>", "b"]
+                offsets = [0, 0, 1, 2, 3, 3] if skips is not False else [0, 3, 4, 5, 6, 9]
+                assert choice["logprobs"]["text_offset"] == offsets
 
     run(test())
 

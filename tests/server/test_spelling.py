@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rosellm.roseinfer.server.answer_text import AnswerText
 from rosellm.roseinfer.server.spelling import Spelling, text_of
+from rosellm.roseinfer.text.shown_specials import ShownSpecials
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 from tests.server.fakes import BOS, EOS, ByteTokenizer
 
@@ -35,6 +36,24 @@ def test_they_add_up(tokenizers: dict[str, Tokenizer], form: str, data: st.DataO
     answer: AnswerText[None] = AnswerText(tokenizer, context)
     text = "".join(map(answer.feed, ids)) + answer.flush()
     assert b"".join(spelt(tokenizer, ids, context)) == text.encode()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_they_add_up_with_special_tokens_that_are_shown(
+    tokenizers: dict[str, Tokenizer], form: str, data: st.DataObject
+) -> None:
+    tokenizer = ShownSpecials(tokenizers[form])
+    special = st.sampled_from(sorted(tokenizers[form].special_ids))
+    some = st.lists(st.integers(0, tokenizer.vocab_size - 1) | special, max_size=8)
+    ids, context = data.draw(some, "ids"), data.draw(some, "context")
+    whole = tokenizers[form].decode(ids, skip_special_tokens=False)
+    assume("\ufffd" not in tokenizer.decode(context) + whole)
+    answer: AnswerText[None] = AnswerText(tokenizer, context)
+    text = "".join(map(answer.feed, ids)) + answer.flush()
+    assert b"".join(spelt(tokenizer, ids, context)) == text.encode()
+    assert context or text == whole
 
 
 @pytest.mark.parametrize("form", ["llama", "metaspace", "sp-llama", "sp-unigram"])

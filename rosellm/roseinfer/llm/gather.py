@@ -57,6 +57,7 @@ class Gathered:
 
     def completion(self, tokenizer: Tokenizer) -> Completion:
         job = self._job
+        tokenizer = job.reader(tokenizer)
         return Completion(
             prompt_token_ids=tuple(job.prompt),
             cached_tokens=self._cached,

@@ -47,11 +47,17 @@ def paired(items: Sequence[Item], params: Params) -> list[tuple[Item, SamplingPa
     """Each item with its parameters.
 
     Raises:
-        RequestError: their numbers differ.
+        RequestError: they are none, or their numbers differ.
     """
     if params is None:
         params = SamplingParams()
     every = [params] * len(items) if isinstance(params, SamplingParams) else list(params)
+    for each in every:
+        if not isinstance(each, SamplingParams):
+            raise RequestError(
+                f"params must be SamplingParams, or a list of them, not {params!r:.60}",
+                param="params",
+            )
     if len(every) != len(items):
         raise RequestError(
             f"there are {len(every)} params for {len(items)} prompts: pass one for all, or one"

@@ -30,6 +30,7 @@ from rosellm.roseinfer.messages import (
 )
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server.answer_text import AnswerText
+from rosellm.roseinfer.text.shown_specials import ShownSpecials
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Job:
         continues: whether the text goes on where the prompt's ends (completions), or is an
             answer that starts anew (chat).
         want: new tokens, or the prompt's vector (then only ``prompt`` counts).
+        skip_special_tokens: whether special tokens give no text.
     """
 
     prompt: list[int]
@@ -56,6 +58,11 @@ class Job:
     priority: int = 0
     cache_salt: str = ""
     want: Want = "tokens"
+    skip_special_tokens: bool = True
+
+    def reader(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer as it reads this job's tokens."""
+        return tokenizer if self.skip_special_tokens else ShownSpecials(tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +251,8 @@ class _Request:
     def __init__(self, job: Job, first_index: int, answer: Answer, tokenizer: Tokenizer) -> None:
         self.answer = answer
         self._begun = False
-        self._choices = [_Choice(job, first_index + choice, tokenizer) for choice in range(job.n)]
+        reader = job.reader(tokenizer)
+        self._choices = [_Choice(job, first_index + choice, reader) for choice in range(job.n)]
 
     @property
     def finished(self) -> bool:

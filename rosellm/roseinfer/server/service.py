@@ -92,6 +92,7 @@ class Service:
             stop=asked.stops,
             priority=asked.priority or 0,
             cache_salt=asked.cache_salt or "",
+            skip_special_tokens=asked.skip_special_tokens is not False,
             **more,
         )
 

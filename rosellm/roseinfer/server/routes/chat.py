@@ -42,7 +42,7 @@ async def create_chat_completion(body: ChatRequest, service: Served) -> Response
     tally = Tally.of([job])
     answer = service.pipeline.generate([job])
     head = service.head("chatcmpl")
-    tokenizer = service.prompts.tokenizer
+    tokenizer = job.reader(service.prompts.tokenizer)
     if body.stream:
         await answer.begin()
         make = partial(ChatChunk, **head, usage=None if body.include_usage else UNSET)

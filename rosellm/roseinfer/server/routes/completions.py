@@ -32,7 +32,7 @@ async def create_completion(body: CompletionRequest, service: Served) -> Respons
     tally = Tally.of(jobs)
     answer = service.pipeline.generate(jobs)
     head = service.head("cmpl")
-    choices = CompletionChoices(body, jobs, service.prompts.tokenizer)
+    choices = CompletionChoices(body, jobs, jobs[0].reader(service.prompts.tokenizer))
     if body.stream:
         await answer.begin()
         make = partial(Completion, **head, usage=None if body.include_usage else UNSET)

@@ -42,6 +42,9 @@ class SamplingFields(Body):
     stop: Stop | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = Field(
+        default=None, description="False shows special tokens by their names in the text."
+    )
     min_tokens: int | None = Field(default=None, ge=0, lt=INT64)
     n: int | None = Field(default=None, ge=1, le=128)
     priority: int | None = Field(
