@@ -1,0 +1,684 @@
+"""Calling one of the offered tools, with arguments from the user's words.
+
+There are tools of everyday kinds, under many names, and tools with made-up names, so that the
+name, the parameters and the values have to be read from the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rosellm.rosetrainer.recipes.demo.skills import lexicon, talk, words
+from rosellm.rosetrainer.recipes.demo.skills.source import Phrases, Source, phrases
+from rosellm.rosetrainer.recipes.demo.skills.turn import Turn, ask
+
+Value = str | int
+Schema = dict[str, Any]
+
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a tool takes: its possible names and descriptions, and what makes a value."""
+
+    names: tuple[str, ...]
+    make: Callable[[Source], Value]
+    about: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A kind of tool. A slot of ``asks`` that a request leaves out is an optional parameter."""
+
+    names: tuple[str, ...]
+    about: tuple[str, ...]
+    parameters: dict[str, Parameter]
+    asks: Phrases
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One tool as it is offered, and a request for it."""
+
+    tool: dict[str, Any]
+    request: Callable[[], tuple[str, dict[str, Value]]]
+
+    @property
+    def name(self) -> str:
+        return str(self.tool["function"]["name"])
+
+
+def calling(source: Source) -> Turn:
+    """A request for one of 1 to 3 offered tools."""
+    offers = _offers(source, source.among((1, 1, 2, 2, 3)))
+    wanted = offers[0]
+    user, arguments = wanted.request()
+    source.rng.shuffle(offers)
+    call = {"name": wanted.name, "arguments": arguments}
+    tools = tuple(offer.tool for offer in offers)
+    return Turn(user, "", kind="call", tools=tools, call=call)
+
+
+def not_calling(source: Source) -> Turn:
+    """Tools are offered, and the user wants something else."""
+    others = (talk.greeting, talk.greeting, talk.identity, words.copying, words.spelling)
+    turn = source.among((*others, words.upper))(source)
+    tools = tuple(offer.tool for offer in _offers(source, source.among((1, 1, 2))))
+    return Turn(turn.user, turn.answer, turn.others, tools=tools)
+
+
+def result_of(source: Source) -> tuple[str, str]:
+    """What a tool gave back, and how the assistant tells it."""
+    count = source.among((1, 1, 2))
+    values = {source.word(): _any_value(source) for _ in range(count)}
+    told = " and ".join(f"{name} is {value}" for name, value in values.items())
+    return json.dumps(values, ensure_ascii=False), f"The result: {told}."
+
+
+def is_valid_call(turn: Turn, answer: str) -> bool:
+    """Whether an answer calls the right tool, with arguments that fit the tool's schema."""
+    call = called(answer)
+    if call is None or turn.call is None or call.get("name") != turn.call["name"]:
+        return False
+    [schema] = [
+        tool["function"]["parameters"]
+        for tool in turn.tools
+        if tool["function"]["name"] == turn.call["name"]
+    ]
+    return _fits(call.get("arguments"), schema)
+
+
+def called(answer: str) -> dict[str, Any] | None:
+    """The one tool call that an answer is, or None."""
+    text = answer.strip()
+    if not (text.startswith(CALL) and text.endswith(CALL_END)):
+        return None
+    try:
+        call = json.loads(text[len(CALL) : -len(CALL_END)])
+    except ValueError:
+        return None
+    return call if isinstance(call, dict) else None
+
+
+def _fits(arguments: Any, schema: Schema) -> bool:
+    """Whether arguments are valid: required ones are there, none is unknown, types are right."""
+    properties = schema["properties"]
+    if not isinstance(arguments, dict) or not arguments.keys() <= properties.keys():
+        return False
+    complete = all(name in arguments for name in schema["required"])
+    return complete and all(_is_a(properties[name], value) for name, value in arguments.items())
+
+
+def _is_a(schema: Schema, value: Any) -> bool:
+    types = {"string": (str,), "integer": (int,), "number": (int, float)}[schema["type"]]
+    fits = isinstance(value, types) and not isinstance(value, bool)
+    return fits and value in schema.get("enum", (value,))
+
+
+def _offers(source: Source, count: int) -> list[Offer]:
+    offers: dict[str, Offer] = {}
+    seen: list[Blueprint] = []
+    while len(offers) < count:
+        if source.chance(0.4):
+            offer = _made_up(source)
+        else:
+            blueprint = _blueprint(source)
+            if blueprint in seen:
+                continue
+            seen.append(blueprint)
+            offer = _known(source, blueprint)
+        offers.setdefault(offer.name, offer)
+    return list(offers.values())
+
+
+def _blueprint(source: Source) -> Blueprint:
+    new = source.fresh and source.chance(0.5)
+    return source.among(_NEW_TOOLS if new else _TOOLS)
+
+
+def _known(source: Source, blueprint: Blueprint) -> Offer:
+    said = source.phrase(blueprint.asks)
+    used = [slot for slot in blueprint.parameters if f"{{{slot}}}" in said]
+    optional = [slot for slot in blueprint.parameters if slot not in used and source.chance(0.6)]
+    slots = used + optional
+    names = {slot: _parameter_name(source, blueprint.parameters[slot]) for slot in slots}
+    properties = {names[slot]: _schema(source, blueprint.parameters[slot]) for slot in slots}
+    required = [names[slot] for slot in used]
+    name = _styled(source, source.among(blueprint.names))
+    tool = _tool(source, name, source.spoken(source.among(blueprint.about)), properties, required)
+
+    def request() -> tuple[str, dict[str, Value]]:
+        values = {slot: blueprint.parameters[slot].make(source) for slot in used}
+        shown = {slot: str(value) for slot, value in values.items()}
+        user = ask(source, Phrases((said,)), False, **shown)
+        return user, {names[slot]: values[slot] for slot in used}
+
+    return Offer(tool, request)
+
+
+def _made_up(source: Source) -> Offer:
+    """``frobnicate_lamp(wheel)``: a verb and a noun, to be recognised by these alone."""
+    verb, noun = source.of(_TOOL_VERBS), source.of(_NOUNS) if source.chance(0.7) else source.word()
+    count = source.among((1, 1, 1, 2, 2))
+    names = list(dict.fromkeys(_plain_name(source) for _ in range(count)))
+    makers = [source.among(_MAKERS) for _ in names]
+    types = ["integer" if maker is _any_number else "string" for maker in makers]
+    properties: dict[str, Schema] = {}
+    for name, kind in zip(names, types, strict=True):
+        properties[name] = {"type": kind}
+        if source.chance(0.5):
+            properties[name]["description"] = source.spoken(f"[The|the] {name}[| to use|.]")
+    about = source.spoken(source.among(_MADE_UP_ABOUT)).format(verb=verb, noun=noun)
+    tool = _tool(source, _styled(source, f"{verb}_{noun}"), about, properties, names)
+
+    def request() -> tuple[str, dict[str, Value]]:
+        values = {name: maker(source) for name, maker in zip(names, makers, strict=True)}
+        told = [
+            source.spoken(source.among(_TOLD)).format(name=name, value=value)
+            for name, value in values.items()
+        ]
+        bare = len(names) == 1 and source.chance(0.5)
+        tail = str(next(iter(values.values()))) if bare else " and ".join(told)
+        return ask(source, _MADE_UP_ASKS, verb=verb, noun=noun, tail=tail), values
+
+    return Offer(tool, request)
+
+
+def _tool(
+    source: Source, name: str, about: str, properties: dict[str, Schema], required: list[str]
+) -> dict[str, Any]:
+    schema: Schema = {"type": "object", "properties": properties, "required": required}
+    if source.chance(0.1):
+        schema["additionalProperties"] = False
+    function: dict[str, Any] = {"name": name}
+    if source.chance(0.92):
+        function["description"] = about
+    return {"type": "function", "function": {**function, "parameters": schema}}
+
+
+def _parameter_name(source: Source, parameter: Parameter) -> str:
+    return parameter.names[0] if source.chance(0.4) else source.among(parameter.names)
+
+
+def _schema(source: Source, parameter: Parameter) -> Schema:
+    kind = "integer" if parameter.make in _INTEGERS else "string"
+    if kind == "integer" and source.chance(0.25):
+        kind = "number"
+    schema: Schema = {"type": kind}
+    if source.chance(0.6):
+        schema["description"] = source.spoken(source.among(parameter.about))
+    if parameter.choices:
+        schema["enum"] = list(parameter.choices)
+    return schema
+
+
+def _styled(source: Source, name: str) -> str:
+    """``get_weather``, seldom ``getWeather`` or ``get-weather``."""
+    style = source.rng.random()
+    if style < 0.85:
+        return name
+    first, *rest = name.split("_")
+    return first + "".join(map(str.title, rest)) if style < 0.95 else name.replace("_", "-")
+
+
+def _plain_name(source: Source) -> str:
+    return source.of(_FIELD_NAMES) if source.chance(0.6) else source.word()
+
+
+def _any_number(source: Source) -> int:
+    return source.number(0, 999)
+
+
+def _small_number(source: Source) -> int:
+    return source.number(1, 60)
+
+
+def _any_value(source: Source) -> Value:
+    return source.among(_MAKERS)(source)
+
+
+def _word(source: Source) -> str:
+    return source.word()
+
+
+def _words(source: Source) -> str:
+    return " ".join(source.word() for _ in range(source.number(1, 4)))
+
+
+def _sentence(source: Source) -> str:
+    return source.sentence().lower()
+
+
+def _from(words: tuple[str, ...]) -> Callable[[Source], Value]:
+    return lambda source: source.of(words)
+
+
+def _exactly(words: tuple[str, ...]) -> Callable[[Source], Value]:
+    return lambda source: source.among(words)
+
+
+def _clock(source: Source) -> str:
+    return f"{source.number(0, 23):02}:{source.among(('00', '15', '30', '45'))}"
+
+
+def _email(source: Source) -> str:
+    return f"{source.name().lower()}@{source.word()}.{source.among(('com', 'org', 'net'))}"
+
+
+_INTEGERS = (_any_number, _small_number)
+_MAKERS: tuple[Callable[[Source], Value], ...] = (
+    _word, _word, _words, _any_number, _any_number, Source.name, Source.city,
+)  # fmt: skip
+_FIELD_NAMES = lexicon.words(
+    """
+    amount area author brand category code colour count depth direction duration filter folder
+    format group height id index item key kind label length level limit line mode model note
+    number option order owner page path place price quantity query range rate room size source
+    speed start status style tag target text title topic type user value volume weight width zone
+    """
+)
+_TOOL_VERBS = lexicon.words(
+    """
+    add book build buy calculate call cancel change check choose clean close compare copy count
+    create cut delete download draw edit export fetch find fix format get hide import install list
+    load lock make move open order paint pause play print pull push query read record remove rename
+    repair reset run save scan search select send set show sort split start stop store test track
+    turn unlock update upload use view watch write
+    """
+)
+_NOUNS = (*lexicon.THINGS, *lexicon.PLACES, *lexicon.FOODS, *lexicon.ANIMALS)
+_MADE_UP_ABOUT = (
+    "[{verb}|Can {verb}|Used to {verb}|Function to {verb}] [a|the|one] {noun}[.||]",
+    "[{verb}|Can {verb}|Lets you {verb}] {noun}s[.||]",
+    "{noun}[:| tool:] {verb}",
+)
+_TOLD = ("[with |]{name} {value}", "{name} {value}", "{name} = {value}", "[the |]{name} is {value}")
+_MADE_UP_ASKS = phrases(
+    """
+    [please |can you |could you |now |]{verb} [the|a|my] {noun} [for|with|to|:] {tail}[.|]
+    [please |can you |could you |]{verb} {noun} {tail}[.|]
+    I [want|need|would like] to {verb} [the|a|my] {noun}[,|:| with| for] {tail}[.|]
+    {verb} [the|a] {noun}: {tail}
+    """,
+    """
+    [help me to|let us|let's] {verb} [the|a|my] {noun}: {tail}
+    """,
+)
+
+_CITY = Parameter(
+    ("city", "location", "place", "town", "city_name"),
+    Source.city,
+    ("[The |]name of the city", "[The |]city[, e.g. Paris|]", "Where"),
+)
+_UNIT = Parameter(
+    ("unit", "units", "scale"),
+    _exactly(("celsius", "fahrenheit")),
+    ("Unit of temperature", "[The |]unit to use"),
+    ("celsius", "fahrenheit"),
+)
+_DAY = Parameter(
+    ("day", "date", "when", "weekday"), _from(lexicon.DAYS), ("[The |]day[ of the week|]", "When")
+)
+_TIME = Parameter(("time", "at", "when", "hour"), _clock, ("[The |]time[, HH:MM|]", "When"))
+_PERSON = Parameter(
+    ("name", "person", "to", "recipient", "contact", "user"),
+    Source.name,
+    ("[The |]name of the person", "Who"),
+)
+_TEXT = Parameter(
+    ("text", "message", "content", "body", "note"), _sentence, ("[The |]text", "What to say")
+)
+_QUERY = Parameter(
+    ("query", "q", "search", "text", "topic", "keywords"),
+    _words,
+    ("What to [search|look] for", "[The |]search query"),
+)
+_MINUTES = Parameter(
+    ("minutes", "duration", "mins", "length"), _small_number, ("[How many|Number of] minutes",)
+)
+_A = Parameter(("a", "x", "first", "num1", "left"), _any_number, ("[The |]first number",))
+_B = Parameter(("b", "y", "second", "num2", "right"), _any_number, ("[The |]second number",))
+_ITEM = Parameter(
+    ("item", "product", "thing", "name", "article"),
+    _from((*lexicon.FOODS, *lexicon.THINGS)),
+    ("[The |]item[| to add]", "What [to buy|is wanted]"),
+)
+_COUNT = Parameter(
+    ("count", "quantity", "amount", "number", "n"), _small_number, ("How many", "[The |]number of")
+)
+_ROOM = Parameter(
+    ("room", "place", "location", "where"),
+    _exactly(("kitchen", "bedroom", "bathroom", "garage", "office", "hall", "garden")),
+    ("[The |]room", "Which room"),
+)
+_COLOUR = Parameter(("color", "colour", "shade"), _from(lexicon.COLOURS), ("[The |]colour",))
+_LANGUAGE = Parameter(
+    ("language", "target", "to", "target_language", "lang"),
+    _exactly(("French", "German", "Spanish", "Italian", "Dutch", "Latin", "Greek", "Polish")),
+    ("[The |]language[ to translate to|]",),
+)
+_PHRASE = Parameter(
+    ("text", "phrase", "sentence", "input"), _words, ("[The |]text[ to translate|]",)
+)
+_LEVEL = Parameter(
+    ("level", "percent", "value", "amount"), _small_number, ("[The |]level[, 0 to 100|]",)
+)
+_TITLE = Parameter(
+    ("title", "song", "name", "track", "movie"), _words, ("[The |]title", "What to play")
+)
+_COUNTRY = Parameter(
+    ("country", "nation", "name", "land"),
+    _from(tuple(dict.fromkeys(lexicon.COUNTRY_OF.values()))),
+    ("[The |]country", "[The |]name of the country"),
+)
+_EMAIL = Parameter(("email", "to", "address", "recipient"), _email, ("[The |]e-mail address",))
+_FROM = Parameter(("from", "origin", "start", "departure"), Source.city, ("[The |]start",))
+_TO = Parameter(("to", "destination", "end", "arrival"), Source.city, ("[The |]destination",))
+_SIDES = Parameter(("sides", "faces", "n", "max"), _small_number, ("[The |]number of sides",))
+_FILE = Parameter(
+    ("file", "path", "filename", "name"),
+    lambda source: f"{source.word()}.{source.among(('txt', 'md', 'csv', 'py', 'json'))}",
+    ("[The |]file", "[The |]name of the file"),
+)
+_WORD = Parameter(("word", "term", "text", "name"), _word, ("[The |]word",))
+_SYMBOL = Parameter(
+    ("symbol", "ticker", "stock", "code"),
+    lambda source: source.word()[:4].upper(),
+    ("[The |]symbol[ of the stock|]",),
+)
+
+
+def _tool_kind(
+    names: str, about: tuple[str, ...], parameters: dict[str, Parameter], train: str, new: str = ""
+) -> Blueprint:
+    return Blueprint(tuple(names.split()), about, parameters, phrases(train, new))
+
+
+_TOOLS = (
+    _tool_kind(
+        "get_weather weather get_current_weather weather_forecast fetch_weather check_weather",
+        ("Get the [current |]weather [for|in] a city.", "Weather[ forecast|] for a [city|place]"),
+        {"city": _CITY, "unit": _UNIT, "day": _DAY},
+        """
+        what is the weather [like |]in {city}[| today| now]?
+        what's the weather [like |]in {city}[?|]
+        how is the weather in {city}[| today]?
+        [what is|tell me|give me|show me] the [weather|temperature] in {city} in {unit}[.|?|]
+        [tell me|get|check|show me|give me] the weather [in|for] {city}[.|, please|]
+        weather in {city}[?|]
+        [will it|does it|is it going to] rain in {city}[| today]?
+        is it [cold|hot|warm|raining|sunny] in {city}[| now| today]?
+        what is the weather in {city} on {day}?
+        how [cold|hot|warm] is it in {city}?
+        """,
+        """
+        do I need an umbrella in {city}?
+        I am going to {city}, what is the weather?
+        """,
+    ),
+    _tool_kind(
+        "get_time current_time get_current_time time_in clock what_time",
+        ("Get the [current |]time in a city.", "[Tells|Returns] the time[ of a place|]"),
+        {"city": _CITY},
+        """
+        what time is it in {city}[| now]?
+        [tell me|give me|get|show me] the time in {city}[.|]
+        [what is|what's] the [current |]time in {city}?
+        time in {city}[?|]
+        """,
+        """
+        how late is it in {city}?
+        """,
+    ),
+    _tool_kind(
+        "add sum add_numbers plus calculate_sum",
+        ("Add two numbers.", "[Returns the |]sum of two numbers"),
+        {"a": _A, "b": _B},
+        """
+        [what is|what's|calculate|compute|how much is] {a} [+|plus] {b}[?|]
+        add {a} [and|to] {b}[.|]
+        [what is|find] the sum of {a} and {b}[?|]
+        {a} + {b}[?|]
+        """,
+    ),
+    _tool_kind(
+        "multiply times multiply_numbers product calculate_product",
+        ("Multiply two numbers.", "[Returns the |]product of two numbers"),
+        {"a": _A, "b": _B},
+        """
+        [what is|what's|calculate|compute|how much is] {a} [*|times|x|multiplied by] {b}[?|]
+        multiply {a} [and|by|with] {b}[.|]
+        [what is|find] the product of {a} and {b}[?|]
+        """,
+    ),
+    _tool_kind(
+        "send_message message text_person send_text send_sms",
+        ("Send a [text |]message to a person.", "Sends a text[ message|]"),
+        {"person": _PERSON, "text": _TEXT},
+        """
+        send [a message to |]{person} [the message|the text|a message saying|:] {text}
+        [text|message|tell] {person}: {text}
+        [text|message|tell|write to] {person} that {text}
+        """,
+        """
+        let {person} know that {text}
+        """,
+    ),
+    _tool_kind(
+        "send_email email write_email mail send_mail",
+        ("Send an e-mail.", "[Write and send|Sends] an email to an address"),
+        {"email": _EMAIL, "text": _TEXT},
+        """
+        [send|write] an [e-mail|email] to {email}[ saying|:| that says] {text}
+        [email|mail] {email}: {text}
+        """,
+    ),
+    _tool_kind(
+        "search web_search search_web find_pages google lookup",
+        ("Search the [web|internet].", "[Look something up|Search] on the internet"),
+        {"query": _QUERY, "count": _COUNT},
+        """
+        [search|search the web|search online|look|google] for {query}
+        [look up|google|search] {query}
+        [find|get|show] me {count} [pages|results] about {query}
+        [find|search for] [something|pages] [on|about] {query}
+        """,
+        """
+        what does the internet say about {query}
+        """,
+    ),
+    _tool_kind(
+        "set_timer timer start_timer countdown create_timer",
+        ("Set a timer.", "Start a [timer|countdown] for some minutes"),
+        {"minutes": _MINUTES},
+        """
+        [set|start|make] a timer [for|of] {minutes} minutes[.|]
+        [set|start] a {minutes} minute timer[.|]
+        timer[,|:| for] {minutes} minutes
+        [tell me|ring|remind me] in {minutes} minutes[.|]
+        """,
+        """
+        count down {minutes} minutes[.|]
+        """,
+    ),
+    _tool_kind(
+        "set_alarm alarm wake_up create_alarm add_alarm",
+        ("Set an alarm.", "[Sets an|An] alarm at a time[ of day|]"),
+        {"time": _TIME, "day": _DAY},
+        """
+        [set|make|create] an alarm [for|at] {time}[.|]
+        wake me [up |]at {time}[.|]
+        [set|make] an alarm [for|at] {time} on {day}[.|]
+        alarm at {time}
+        """,
+    ),
+    _tool_kind(
+        "add_to_list shopping_list add_item buy add_to_cart",
+        ("Add something to the shopping list.", "[Add|Put] an item [in the cart|on the list]"),
+        {"count": _COUNT, "item": _ITEM},
+        """
+        [add|put] {item} [to|on] [my|the] [shopping list|list|cart][.|]
+        [add|put] {count} {item}s [to|on] [my|the] [shopping list|list|cart][.|]
+        [I need|buy|get] {count} {item}s[.|]
+        [I need|buy|get] [a|some] {item}[.|]
+        """,
+    ),
+    _tool_kind(
+        "turn_on_light light_on lights switch_light set_light",
+        ("Turn on a light.", "Switch the [light|lights] of a room on"),
+        {"room": _ROOM, "color": _COLOUR},
+        """
+        [turn|switch] on the [light|lights] in the {room}[.|]
+        [turn|switch] the {room} [light|lights] on[.|]
+        [make|turn|set] the [light|lights] in the {room} {color}[.|]
+        [light|lights] on in the {room}[.|]
+        """,
+        """
+        it is dark in the {room}[.|]
+        """,
+    ),
+    _tool_kind(
+        "translate translate_text translator get_translation",
+        ("Translate [a |]text.", "Translates text [into another language|between languages]"),
+        {"phrase": _PHRASE, "language": _LANGUAGE},
+        """
+        translate {phrase} [to|into] {language}[.|]
+        [what is|how do you say] {phrase} in {language}?
+        say {phrase} in {language}[.|]
+        [to|into] {language}: {phrase}
+        """,
+    ),
+    _tool_kind(
+        "play_music play play_song music start_song",
+        ("Play [music|a song].", "[Plays|Start] a song"),
+        {"title": _TITLE},
+        """
+        play [the song |]{title}
+        [I want|I would like] to hear {title}
+        [put on|start|play me] {title}
+        """,
+    ),
+    _tool_kind(
+        "get_capital capital capital_of find_capital",
+        ("[Get|Find] the capital of a country.", "[Returns the |]capital city"),
+        {"country": _COUNTRY},
+        """
+        what is the capital of {country}?
+        [tell me|find|get] the capital of {country}[.|]
+        """,
+    ),
+    _tool_kind(
+        "find_route route get_directions directions navigate",
+        ("Find [a route|the way] between two cities.", "[Get d|D]irections"),
+        {"from": _FROM, "to": _TO},
+        """
+        how do I get from {from} to {to}?
+        [show me|find|give me] [the way|a route|directions] from {from} to {to}[.|]
+        [drive|navigate] from {from} to {to}[.|]
+        """,
+        """
+        I am in {from} and want to go to {to}[.|]
+        """,
+    ),
+    _tool_kind(
+        "call_person call phone dial make_call",
+        ("Call somebody[ on the phone|].", "[Make|Start] a phone call"),
+        {"person": _PERSON},
+        """
+        [call|phone|ring|dial] {person}[.| please|]
+        [start|make] a call to {person}[.|]
+        I want to [talk to|speak to|call|phone] {person}[.|]
+        """,
+    ),
+    _tool_kind(
+        "open_file read_file show_file load_file cat",
+        ("[Open|Read] a file.", "[Returns the content|Shows the text] of a file"),
+        {"file": _FILE},
+        """
+        [open|read|show|load|show me] [the file |]{file}
+        what is in [the file |]{file}?
+        """,
+    ),
+    _tool_kind(
+        "define_word dictionary get_definition define meaning",
+        ("Look up a word[ in the dictionary|].", "[Get the definition|Meaning] of a word"),
+        {"word": _WORD},
+        """
+        what does {word} mean?
+        [define|look up] [the word |]{word}[.|]
+        [what is|give me] the [meaning|definition] of {word}[.|]
+        """,
+    ),
+    _tool_kind(
+        "set_temperature heating thermostat set_heating",
+        ("Set the [temperature|heating] of a room.", "[Control|Set] the thermostat"),
+        {"level": _LEVEL, "room": _ROOM},
+        """
+        set the [temperature|heating] in the {room} to {level}[ degrees|]
+        [make|heat] the {room} [to |]{level} degrees
+        set the [temperature|heating|thermostat] to {level}[ degrees|]
+        """,
+    ),
+    _tool_kind(
+        "create_note take_note note save_note remember",
+        ("[Save|Take|Create] a note.", "Write something down"),
+        {"text": _TEXT},
+        """
+        [take|make|create|save] a note: {text}
+        [write down|note|remember] that {text}
+        note: {text}
+        """,
+    ),
+)
+_NEW_TOOLS = (
+    _tool_kind(
+        "get_stock_price stock_price stock_quote",
+        ("Get the price of a stock.", "[Current |]price of a share"),
+        {"symbol": _SYMBOL},
+        """
+        what is the [price|stock price] of {symbol}?
+        [get|show me|tell me] the stock price of {symbol}[.|]
+        """,
+    ),
+    _tool_kind(
+        "roll_dice dice roll_die",
+        ("Roll [a die|dice].", "Rolls dice with some sides"),
+        {"sides": _SIDES},
+        """
+        roll [a die|dice] with {sides} sides[.|]
+        roll a {sides} sided die[.|]
+        """,
+    ),
+    _tool_kind(
+        "book_table reserve_table restaurant_booking",
+        ("Book a table[ at a restaurant|].", "Reserve a table"),
+        {"count": _COUNT, "day": _DAY},
+        """
+        [book|reserve] a table for {count} [people |]on {day}[.|]
+        I [need|want] a table for {count} on {day}[.|]
+        """,
+    ),
+    _tool_kind(
+        "set_volume volume change_volume",
+        ("Set the volume[ of the speaker|].", "Change the volume"),
+        {"level": _LEVEL},
+        """
+        set the volume to {level}[.|]
+        [turn|change] the volume to {level}[.|]
+        """,
+    ),
+    _tool_kind(
+        "get_population population_of city_population",
+        ("[Get the |]population of a city.", "How many people live in a city"),
+        {"city": _CITY},
+        """
+        what is the population of {city}?
+        how many people live in {city}?
+        """,
+    ),
+)
