@@ -426,7 +426,7 @@ def test_weights_larger_than_the_memory(
 def test_cuda_where_there_is_none(capsys: Show, model_folder: Path) -> None:
     says = ["--device cuda", "no CUDA device", "use --device cpu"]
     in_process(capsys, model_folder, "--device=cuda", says=says)
-    check(capsys, as_a_script(lambda: InferenceEngine(model_folder)), *says)
+    check(capsys, as_a_script(lambda: InferenceEngine(model_folder, device="cuda")), *says)
 
 
 def test_what_the_engine_process_finds(capsys: Show, model_folder: Path) -> None:
