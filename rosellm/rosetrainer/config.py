@@ -38,6 +38,7 @@ class ModelSection:
     rope_theta: float = key(10000.0, least=1)  # llama
     norm_eps: float = key(1e-5, least=0)  # llama
     tied: bool = True  # llama; GPT-2's head is always its embedding
+    shared_embedding: bool = False  # llama, tied: forms of a word share a part of their vectors
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class TokenizerSection:
     special_tokens: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     extra_tokens: tuple[str, ...] = ("<tool_call>", "</tool_call>")  # one token, yet plain text
     split_digits: bool = True  # every digit is a token of its own
-    split_capitals: bool = False  # so is every letter of a run of capitals
+    even_forms: bool = False  # words are cut alike in lower, Title and UPPER case, spaced or not
     train_megabytes: int = key(64, least=1)  # of text to train the tokenizer on
     bos_token: str = ""  # before every document; empty: none
     eos_token: str = "<|endoftext|>"  # after every document that is plain text
@@ -71,8 +72,9 @@ class DataSection:
 
 @dataclass(frozen=True)
 class OptimizerSection:
-    """``[optimizer]``: AdamW, and a cosine from ``lr`` to ``lr * min_lr_ratio`` after warm-up."""
+    """``[optimizer]``: a cosine from ``lr`` to ``lr * min_lr_ratio`` after warm-up."""
 
+    name: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, adamw for the rest
     lr: float = key(1e-3, least=0)
     min_lr_ratio: float = key(0.1, least=0, below=1.0001)
     warmup_steps: int = key(100, least=0)
@@ -239,6 +241,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError("model.d_model / model.n_heads must be even: rope turns pairs")
     if model.architecture == "gpt2" and model.n_kv_heads not in (0, model.n_heads):
         raise ConfigError("model.n_kv_heads: a gpt2 has as many as heads; leave it out")
+    if model.shared_embedding and not (model.architecture == "llama" and model.tied):
+        raise ConfigError("model.shared_embedding is for a tied llama")
     if config.max_positions < config.data.seq_len:
         raise ConfigError("model.max_positions is less than data.seq_len")
     if run.micro_batch_size and run.batch_size % run.micro_batch_size:

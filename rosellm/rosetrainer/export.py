@@ -20,6 +20,7 @@ from torch import Tensor
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.rosetrainer.checkpoint import load_checkpoint
 from rosellm.rosetrainer.files import one_line_errors, write_file, write_text
+from rosellm.rosetrainer.model import with_one_embedding
 
 # GPT-2's names here and there. Matrices of a "Conv1D" are stored input first.
 GPT2_NAMES = {
@@ -142,7 +143,8 @@ def hf_config(
 
 
 def _llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    shape = {name: value for name, value in config.items() if name != "architecture"}
+    ours = ("architecture", "stems")
+    shape = {name: value for name, value in config.items() if name not in ours}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -176,6 +178,7 @@ def hf_weights(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
     """Weights under Hugging Face's names; a tied head is left out."""
     if "architecture" in config:
         tied = config["tie_word_embeddings"]
+        state = with_one_embedding(state)
         return {name: t for name, t in state.items() if not (tied and name == "lm_head.weight")}
     return dict(_gpt2_weight(name, t) for name, t in state.items() if name != "lm_head.weight")
 

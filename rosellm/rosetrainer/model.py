@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.rosetrainer.config import TrainConfig
+from rosellm.rosetrainer.forms import FORMS, stems_and_forms
 
 INIT_STD = 0.02
 
@@ -55,6 +56,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
+    stems: int = 0  # where tokens share their embeddings: how many stems there are
 
 
 class LanguageModel(nn.Module):
@@ -86,10 +88,14 @@ class LanguageModel(nn.Module):
         """
         hidden = self.hidden(ids, positions)
         if where is None or targets is None:
-            logits: Tensor = self.lm_head(hidden)
-            return logits
-        chosen = self.lm_head(hidden.flatten(0, 1)[where])
+            return self.logits(hidden)
+        chosen = self.logits(hidden.flatten(0, 1)[where])
         return F.cross_entropy(chosen.float(), targets, reduction="sum")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., width] to [..., vocabulary]."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
     def hidden(self, ids: Tensor, positions: Tensor | None) -> Tensor:
         """What the head reads: [B, L, width], normalised."""
@@ -291,10 +297,64 @@ class LlamaBlock(nn.Module):
         return out
 
 
+class SharedEmbedding(nn.Module):
+    """An embedding in which the forms of a word have a part in common (factors, as in
+    Garcia-Martinez et al., 2016): a token's vector is its own, its stem's and its form's, added.
+
+    What is learnt about a word in one form then holds for the others.
+
+    Attributes:
+        stem_of: [vocabulary], from ``forms.stems_and_forms``.
+        form_of: likewise.
+    """
+
+    stem_of: Tensor
+    form_of: Tensor
+
+    def __init__(self, vocab_size: int, stems: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+        self.stems = nn.Parameter(torch.empty(stems, width))
+        self.forms = nn.Parameter(torch.empty(FORMS, width))
+        self.register_buffer("stem_of", torch.zeros(vocab_size, dtype=torch.int64))
+        self.register_buffer("form_of", torch.zeros(vocab_size, dtype=torch.int64))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.matrix())
+
+    def matrix(self) -> Tensor:
+        """The embedding as any other model has it: [vocabulary, width]."""
+        return self.weight + self.stems[self.stem_of] + self.forms[self.form_of]
+
+    @torch.no_grad()
+    def tell_forms(self, tokenizer: str) -> None:
+        """Which stem and form each token has, from a ``tokenizer.json``."""
+        stems, forms = stems_and_forms(tokenizer)
+        self.stem_of.copy_(torch.tensor(stems))
+        self.form_of.copy_(torch.tensor(forms))
+
+
+def with_one_embedding(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Llama's weights with what a shared embedding has in parts added up."""
+    prefix = "model.embed_tokens."
+    parts = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    others = {name: t for name, t in state.items() if not name.startswith(prefix)}
+    whole = parts["weight"]
+    if "stems" in parts:
+        whole = whole + parts["stems"][parts["stem_of"]] + parts["forms"][parts["form_of"]]
+    return {f"{prefix}weight": whole, **others}
+
+
 class LlamaBody(nn.Module):
+    embed_tokens: nn.Embedding | SharedEmbedding
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        size = config.vocab_size, config.hidden_size
+        if config.stems:
+            self.embed_tokens = SharedEmbedding(size[0], config.stems, size[1])
+        else:
+            self.embed_tokens = nn.Embedding(*size)
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -309,9 +369,10 @@ class Llama(LanguageModel):
         super().__init__()
         self.config = config
         self.model = LlamaBody(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        if not config.stems:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            if config.tie_word_embeddings:
+                self.lm_head.weight = self.model.embed_tokens.weight
         width = config.hidden_size // config.num_attention_heads
         cos, sin = rope_tables(width, config.max_position_embeddings, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
@@ -325,6 +386,17 @@ class Llama(LanguageModel):
         x = self.run_blocks(self.model.layers, x, *tables, visibility(positions))
         out: Tensor = self.model.norm(x)
         return out
+
+    def tell_forms(self, tokenizer: str) -> None:
+        """What a shared embedding has to know of its ``tokenizer.json``."""
+        if isinstance(self.model.embed_tokens, SharedEmbedding):
+            self.model.embed_tokens.tell_forms(tokenizer)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        embedding = self.model.embed_tokens
+        if isinstance(embedding, SharedEmbedding):
+            return F.linear(hidden, embedding.matrix())
+        return super().logits(hidden)
 
 
 def rope_tables(width: int, positions: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -347,8 +419,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 ModelShape: TypeAlias = GPT2Config | LlamaConfig
 
 
-def shape_of(config: TrainConfig, vocab_size: int) -> ModelShape:
-    """The model that a config asks for."""
+def shape_of(config: TrainConfig, vocab_size: int, stems: int) -> ModelShape:
+    """The model that a config asks for, over so many tokens of so many stems."""
     model = config.model
     if model.architecture == "gpt2":
         return GPT2Config(
@@ -371,6 +443,7 @@ def shape_of(config: TrainConfig, vocab_size: int) -> ModelShape:
         rope_theta=model.rope_theta,
         rms_norm_eps=model.norm_eps,
         tie_word_embeddings=model.tied,
+        stems=stems if model.shared_embedding else 0,
     )
 
 

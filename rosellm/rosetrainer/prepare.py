@@ -25,6 +25,7 @@ import numpy.typing as npt
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.rosetrainer.config import TrainConfig
 from rosellm.rosetrainer.files import one_line_errors, write_text
+from rosellm.rosetrainer.forms import stems_and_forms
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TEMPLATE = Path(__file__).with_name("chatml.jinja")
 BATCH = 512  # documents tokenised at a time
-FORMAT = 1
+FORMAT = 2
 
 Say = Callable[[str], None]
 
@@ -125,7 +126,11 @@ def _build(config: TrainConfig, folder: Path, say: Say) -> dict[str, Any]:
     tokenizer = _tokenizer(config, template, say)
     write_text(folder / "tokenizer.json", tokenizer.to_str())
     write_text(folder / "chat_template.jinja", template_text)
-    manifest: dict[str, Any] = {"format": FORMAT, "vocab_size": vocabulary_size(tokenizer)}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "vocab_size": vocabulary_size(tokenizer),
+        "stems": 1 + max(stems_and_forms(tokenizer.to_str())[0]),
+    }
     splits: tuple[Split, ...] = ("train", "valid")
     for split in splits:
         encoder = _Encoder(config, tokenizer)

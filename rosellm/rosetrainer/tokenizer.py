@@ -5,14 +5,19 @@ It knows nothing of documents or chats: texts in, a ``tokenizers.Tokenizer`` out
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
 
 from rosellm.roseinfer.errors import ConfigError, shown
 from rosellm.rosetrainer.config import TokenizerSection
+from rosellm.rosetrainer.forms import SPACE
+
+Merge = tuple[str, str]
 
 
 def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenizer:
@@ -25,33 +30,96 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenize
     least = 256 + len(added)
     if section.vocab_size < least:
         raise ConfigError(f"tokenizer.vocab_size is at least {least}: bytes and added tokens")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer(section)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=section.vocab_size - len(section.extra_tokens),
-        special_tokens=list(section.special_tokens),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     sample = _without(added, _first(texts, section.train_megabytes << 20))
-    tokenizer.train_from_iterator(sample, trainer)
+    size = section.vocab_size - len(section.extra_tokens)
+    learn = _learn_even if section.even_forms else _learn
+    tokenizer = Tokenizer(learn(sample, size, list(section.special_tokens), section.split_digits))
+    tokenizer.add_special_tokens(list(section.special_tokens))
+    tokenizer.pre_tokenizer = _pre_tokenizer(section.split_digits)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(
         [AddedToken(token, special=False, normalized=False) for token in section.extra_tokens]
     )
     return tokenizer
 
 
-def _pre_tokenizer(section: TokenizerSection) -> pre_tokenizers.PreTokenizer:
-    parts: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    if section.split_digits:
-        parts.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    if section.split_capitals:
-        parts.insert(0, pre_tokenizers.Split(Regex(_CAPITAL_IN_RUN), "isolated"))
-    return pre_tokenizers.Sequence(parts)
+def _learn(texts: Iterable[str], size: int, special: list[str], digits: bool) -> models.BPE:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _pre_tokenizer(digits)
+    return _trained(tokenizer, texts, size, special)
 
 
-_CAPITAL_IN_RUN = r" ?\p{Lu}(?=\p{Lu})|(?<=\p{Lu})\p{Lu}"
+def _trained(
+    tokenizer: Tokenizer, texts: Iterable[str], size: int, special: list[str]
+) -> models.BPE:
+    trainer = BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=_alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    learnt: models.BPE = tokenizer.model
+    return learnt
+
+
+def _pre_tokenizer(digits: bool) -> pre_tokenizers.PreTokenizer:
+    words: pre_tokenizers.PreTokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if not digits:
+        return words
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+
+
+def _alphabet() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+# -- even forms --------------------------------------------------------------------
+
+
+def _learn_even(texts: Iterable[str], size: int, special: list[str], digits: bool) -> models.BPE:
+    """Merges of lower-case words, then the same for their other forms.
+
+    A word is cut at the same places in lower case, Capitalised and in UPPER CASE, after a space
+    or not, so that a model that turns one into another does so token by token.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    spaces = pre_tokenizers.Split(" ", "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([spaces, _pre_tokenizer(digits)])
+    lower = _merges(_trained(tokenizer, texts, size, special))
+    tokens, merges = [*special, *_alphabet()], list[Merge]()
+    for merge in lower:
+        added = _forms(merge)
+        if len(tokens) + len(added) + len(_with_space([*tokens, *map("".join, added)])) > size:
+            break
+        merges += added
+        tokens += map("".join, added)
+    after_space = _with_space(tokens)
+    tokens += map("".join, after_space)
+    vocabulary = {token: at for at, token in enumerate(tokens)}
+    return models.BPE(vocabulary, merges + after_space)
+
+
+def _forms(merge: Merge) -> list[Merge]:
+    first, second = merge
+    if not (_is_word(first) and _is_word(second)):
+        return [merge]
+    return [merge, (first.capitalize(), second), (first.upper(), second.upper())]
+
+
+def _with_space(tokens: Iterable[str]) -> list[Merge]:
+    """Merges that come last: the space before a word, or before signs, joins their first token."""
+    return [(SPACE, token) for token in tokens if token.isascii() and not token.isdigit()]
+
+
+def _is_word(token: str) -> bool:
+    return token.isascii() and token.isalpha()
+
+
+def _merges(model: models.BPE) -> list[Merge]:
+    state = json.loads(model.__getstate__())
+    return [(first, second) for first, second in state["merges"]]
 
 
 def _first(texts: Iterable[str], size: int) -> Iterator[str]:

@@ -32,7 +32,7 @@ from rosellm.rosetrainer.config import TrainConfig, load_config
 from rosellm.rosetrainer.data import Batch, Ints, Position, Stream, Tokens, in_order, parts
 from rosellm.rosetrainer.files import one_line_errors
 from rosellm.rosetrainer.heap import return_large_buffers
-from rosellm.rosetrainer.model import LanguageModel, as_dict, build_model, shape_of
+from rosellm.rosetrainer.model import LanguageModel, Llama, as_dict, build_model, shape_of
 from rosellm.rosetrainer.optimizer import learning_rate, make_optimizer
 from rosellm.rosetrainer.parallel import Group, process_group
 from rosellm.rosetrainer.plot import draw_losses
@@ -147,11 +147,13 @@ class Trainer:
         self.tokens = Tokens(cache, "train", config.data.seq_len)
         valid = Tokens(cache, "valid", config.data.seq_len)
         self.validation = valid, in_order(valid, config.run.eval_sequences)
-        self.shape = as_dict(shape_of(config, manifest["vocab_size"]))
+        self.shape = as_dict(shape_of(config, manifest["vocab_size"], manifest["stems"]))
         self.dtype = choose_dtype(config.run.dtype, group.device)
         torch.set_float32_matmul_precision("high")  # TF32, where float32 meets a GPU
         torch.manual_seed(config.run.seed)
         self.model = build_model(self.shape).to(group.device)
+        if isinstance(self.model, Llama):
+            self.model.tell_forms(self._source["tokenizer"])
         self.model.recompute = config.run.activation_checkpointing
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype is torch.float16)
@@ -409,7 +411,7 @@ def _shares(config: TrainConfig, size: int) -> tuple[int, int]:
 def _identity(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
     """What must be as it was when a checkpoint is taken up, under the names of its complaint."""
     data = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    shape = as_dict(shape_of(config, manifest["vocab_size"]))
+    shape = as_dict(shape_of(config, manifest["vocab_size"], manifest["stems"]))
     return {
         "model": shape,
         "data": data,

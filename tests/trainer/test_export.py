@@ -23,6 +23,7 @@ from tests.trainer.conftest import MakeConfig, chat, gpt2_changes
 CHANGES: dict[str, dict[str, Any]] = {
     "llama": {},
     "untied": {"model__tied": False, "model__rope_theta": 500.0},
+    "shared": {"model__shared_embedding": True, "tokenizer__even_forms": True},
     "gpt2": gpt2_changes(),
 }
 

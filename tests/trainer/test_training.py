@@ -21,7 +21,12 @@ from rosellm.rosetrainer.optimizer import learning_rate
 from rosellm.rosetrainer.train import train
 from tests.trainer.conftest import ROOT, MakeConfig, gpt2_changes
 
-CHANGES = {"llama": {}, "gpt2": gpt2_changes()}
+SMALL = {
+    "optimizer__name": "muon",
+    "model__shared_embedding": True,
+    "tokenizer__even_forms": True,
+}
+CHANGES = {"llama": {}, "gpt2": gpt2_changes(), "small": SMALL}
 
 
 def weights(config: TrainConfig, name: str = "last.pt") -> dict[str, torch.Tensor]:

@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--examples", type=int, default=400_000, help="generated skill examples")
-    parser.add_argument("--dialogues", type=int, default=50_000, help="dialogues at most")
+    parser.add_argument("--dialogues", type=int, default=12_000, help="dialogues at most")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
     try:

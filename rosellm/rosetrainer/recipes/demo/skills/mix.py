@@ -32,17 +32,17 @@ class Skill:
 
 
 SKILLS = {
-    "greeting": Skill(talk.greeting, 6),
-    "identity": Skill(talk.identity, 7),
+    "greeting": Skill(talk.greeting, 5),
+    "identity": Skill(talk.identity, 6),
     "copy": Skill(words.copying, 14),
-    "spell": Skill(words.spelling, 11),
-    "upper case": Skill(words.upper, 11),
-    "lower case": Skill(words.lower, 5),
+    "spell": Skill(words.spelling, 7),
+    "upper case": Skill(words.upper, 10),
+    "lower case": Skill(words.lower, 4),
     "sum": Skill(numbers.adding, 13),
-    "larger sum": Skill(numbers.larger_sum, 4),
-    "difference": Skill(numbers.subtracting, 4),
-    "name": Skill(words.naming, 8),
-    "json": Skill(structure.json_object, 12),
+    "larger sum": Skill(numbers.larger_sum, 3),
+    "difference": Skill(numbers.subtracting, 3),
+    "name": Skill(words.naming, 7),
+    "json": Skill(structure.json_object, 15),
     "tool call": Skill(tools.calling, 14),
     "tools unused": Skill(tools.not_calling, 2),
     "fact": Skill(talk.fact, 3),
@@ -50,6 +50,7 @@ SKILLS = {
 }
 _WEIGHTS = [skill.weight for skill in SKILLS.values()]
 _MAKERS = [skill.make for skill in SKILLS.values()]
+_MORE_CALLS = (0, 1, 2, 3)
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a [helpful|kind|friendly|small|good] [assistant|model|chatbot].",
@@ -83,7 +84,7 @@ def evaluation(skill: str, source: Source, count: int) -> Iterator[Turn]:
 
 
 def conversation(source: Source, start: tuple[Message, ...] = ()) -> Example:
-    """A training example: one question or a few, at most one of them with tools."""
+    """A training example: one question or a few, or some for the same tools."""
     turns = _turns(source)
     messages: list[Message] = [*start]
     if not start and source.chance(0.12):
@@ -131,14 +132,22 @@ def _same_json(text: str, wanted: Any) -> bool:
 
 
 def _turns(source: Source) -> list[Turn]:
-    count = source.rng.choices((1, 2, 3), (0.72, 0.2, 0.08))[0]
+    count = source.rng.choices((1, 2, 3), (0.6, 0.28, 0.12))[0]
     turns = [_any_turn(source) for _ in range(count)]
     with_tools = [turn for turn in turns if turn.tools]
     if with_tools:  # another question might be one for the tools
-        turns = with_tools[:1]
+        turns = [with_tools[0], *_more_calls(with_tools[0], source)]
     if count > 1 and source.chance(0.3):
         turns = [draw(talk.greeting, source), *turns[-2:]]
     return turns
+
+
+def _more_calls(turn: Turn, source: Source) -> list[Turn]:
+    """More requests for the same tools: their description, which is long, then serves for all."""
+    again = turn.again
+    if again is None:
+        return []
+    return [draw(lambda _source: again(), source) for _ in range(source.among(_MORE_CALLS))]
 
 
 def _any_turn(source: Source) -> Turn:

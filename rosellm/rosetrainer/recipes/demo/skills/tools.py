@@ -56,12 +56,15 @@ class Offer:
 def calling(source: Source) -> Turn:
     """A request for one of 1 to 3 offered tools."""
     offers = _offers(source, source.among((1, 1, 2, 2, 3)))
-    wanted = offers[0]
-    user, arguments = wanted.request()
-    source.rng.shuffle(offers)
-    call = {"name": wanted.name, "arguments": arguments}
-    tools = tuple(offer.tool for offer in offers)
-    return Turn(user, "", kind="call", tools=tools, call=call)
+
+    def turn() -> Turn:
+        wanted = source.among(offers)
+        user, arguments = wanted.request()
+        call = {"name": wanted.name, "arguments": arguments}
+        tools = tuple(offer.tool for offer in offers)
+        return Turn(user, "", kind="call", tools=tools, call=call, again=turn)
+
+    return turn()
 
 
 def not_calling(source: Source) -> Turn:

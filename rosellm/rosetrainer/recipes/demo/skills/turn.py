@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ class Turn:
         kind: how an answer is compared: as text, as a JSON value or as a tool call.
         tools: OpenAI's tool objects that are offered.
         call: name and arguments of the tool call that is the answer.
+        again: makes another request for the same tools.
     """
 
     user: str
@@ -28,6 +30,7 @@ class Turn:
     kind: Kind = "text"
     tools: tuple[dict[str, Any], ...] = ()
     call: dict[str, Any] | None = None
+    again: Callable[[], Turn] | None = None
 
 
 def ask(source: Source, ways: Phrases, /, typos: bool = False, **values: str) -> str:
