@@ -18,10 +18,14 @@ how many rows came with it or where among them it stood. What it takes:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Activation = Literal["silu_mul", "gelu_tanh_mul", "gelu_erf", "gelu_tanh"]
+"""Those of two inputs end in "mul"."""
 
 PAD = 16
 """Weights are padded to a multiple of this in both dimensions."""
@@ -38,12 +42,14 @@ class PackedLinear:
         weight: [out padded, in padded], any float dtype.
         bias: [out padded] or None.
         out_features, in_features: without padding.
+        activation: of the product, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     out_features: int
     in_features: int
+    activation: Activation | None
 
 
 def tile_rows(device: torch.device) -> int:
@@ -94,7 +100,9 @@ def _full_bmm(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b)[:count]
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, activation: Activation | None = None
+) -> PackedLinear:
     """Lay out a [out, in] weight; no copy is made if nothing needs padding."""
     out_features, in_features = weight.shape
     rows, columns = _padding(out_features), _padding(in_features)
@@ -102,18 +110,22 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
         weight = F.pad(weight, (0, columns, 0, rows))
     if bias is not None and rows:
         bias = F.pad(bias, (0, rows))
-    return PackedLinear(weight, bias, out_features, in_features)
+    return PackedLinear(weight, bias, out_features, in_features, activation)
 
 
 def linear(x: Tensor, packed: PackedLinear) -> Tensor:
-    """x [T, in] times weight transposed, plus bias: [T, out], in x's dtype."""
+    """x [T, in] times weight transposed, plus bias, then the activation: [T, out], in x's dtype.
+
+    With an activation of two inputs, out is halved.
+    """
     rows, height = x.shape[0], tile_rows(x.device)
     columns = _padding(packed.in_features)
     if columns or rows % height:
         x = F.pad(x, (0, columns, 0, -rows % height))
     tiles = [F.linear(tile, packed.weight, packed.bias) for tile in x.split(height)]
     product = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-    return product[:rows, : packed.out_features]
+    product = product[:rows, : packed.out_features]
+    return product if packed.activation is None else ACTIVATIONS[packed.activation](product)
 
 
 def embedding(ids: Tensor, packed: PackedLinear) -> Tensor:
@@ -157,6 +169,14 @@ def gelu_tanh(x: Tensor) -> Tensor:
     wide = x.float()
     inner = (2.0 / torch.pi) ** 0.5 * (wide + 0.044715 * wide.pow(3))
     return (0.5 * wide * (1.0 + torch.tanh(inner))).to(x.dtype)
+
+
+ACTIVATIONS = {
+    "silu_mul": silu_mul,
+    "gelu_tanh_mul": gelu_tanh_mul,
+    "gelu_erf": gelu_erf,
+    "gelu_tanh": gelu_tanh,
+}
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

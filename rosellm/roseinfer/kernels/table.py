@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.attention import by_parts
+from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
 from rosellm.roseinfer.kernels import reference
-from rosellm.roseinfer.kernels.reference import PackedLinear
+from rosellm.roseinfer.kernels.reference import Activation, PackedLinear
 
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of every operation; signatures are those in ``reference``.
+    """One implementation of every operation. Signatures are those in ``reference``; that of
+    ``attend`` is in ``attention.by_parts``.
 
     Attributes:
         name: what start-up calls it.
@@ -29,18 +32,13 @@ class Ops:
     name: str
     invariant: bool
     reason: str
-    pack_linear: Callable[[Tensor, Tensor | None], PackedLinear]
+    pack_linear: Callable[[Tensor, Tensor | None, Activation | None], PackedLinear]
     linear: Callable[[Tensor, PackedLinear], Tensor]
     embedding: Callable[[Tensor, PackedLinear], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    silu_mul: Callable[[Tensor], Tensor]
-    gelu_tanh_mul: Callable[[Tensor], Tensor]
-    gelu_erf: Callable[[Tensor], Tensor]
-    gelu_tanh: Callable[[Tensor], Tensor]
-    rope: Callable[[Tensor, Tensor, Tensor], Tensor]
+    attend: Callable[[Tensor, Heads, HeadNorms | None, Step], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
-    write_kv: Callable[[Tensor, Tensor, Tensor], None]
 
 
 def choose_ops(device: torch.device) -> Ops:
@@ -54,11 +52,6 @@ def choose_ops(device: torch.device) -> Ops:
         embedding=reference.embedding,
         rms_norm=reference.rms_norm,
         layer_norm=reference.layer_norm,
-        silu_mul=reference.silu_mul,
-        gelu_tanh_mul=reference.gelu_tanh_mul,
-        gelu_erf=reference.gelu_erf,
-        gelu_tanh=reference.gelu_tanh,
-        rope=reference.rope,
+        attend=by_parts.attend,
         route=reference.route,
-        write_kv=reference.write_kv,
     )

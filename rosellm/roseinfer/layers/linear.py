@@ -5,24 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rosellm.roseinfer.kernels.reference import PackedLinear
+from rosellm.roseinfer.kernels.reference import Activation, PackedLinear
 from rosellm.roseinfer.kernels.table import Ops
 
 _PROBE_ROWS = 5
 
 
 class Linear(nn.Module):
-    """y = x W^T + b.
+    """y = x W^T + b, or an activation of that.
 
     Args:
         ops: implementation of the product.
         in_features: width of x.
         parts: output rows of each named part, in order; q, k and v for instance.
         bias: whether there is one.
+        activation: what becomes of y; one of two inputs takes both halves and gives one.
     """
 
-    def __init__(self, ops: Ops, in_features: int, parts: dict[str, int], *, bias: bool) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        in_features: int,
+        parts: dict[str, int],
+        *,
+        bias: bool,
+        activation: Activation | None = None,
+    ) -> None:
         super().__init__()
+        self._activation = activation
         self.parts = parts
         self.in_features = in_features
         self._ops = ops
@@ -43,7 +53,7 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """Lay the loaded weight out for the kernels; the plain one is let go of."""
         bias = None if self.bias is None else self.bias.data
-        self._packed = self._ops.pack_linear(self.weight.data, bias)
+        self._packed = self._ops.pack_linear(self.weight.data, bias, self._activation)
         self.weight.data = self.weight.data.new_empty(0)
 
     def share(self, table: Embedding) -> None:
@@ -81,7 +91,7 @@ class Embedding(nn.Module):
         self.packed: PackedLinear
 
     def pack(self) -> None:
-        self.packed = self._ops.pack_linear(self.weight.data, None)
+        self.packed = self._ops.pack_linear(self.weight.data, None, None)
         self.weight.data = self.weight.data.new_empty(0)
 
     def forward(self, ids: Tensor) -> Tensor:

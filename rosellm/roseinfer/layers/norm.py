@@ -14,7 +14,7 @@ class RMSNorm(nn.Module):
     def __init__(self, ops: Ops, width: int, eps: float, *, offset: bool = False) -> None:
         super().__init__()
         self._ops = ops
-        self._eps = eps
+        self.eps = eps
         self._offset = offset
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
 
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
             self.weight.data = 1.0 + self.weight.data.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._ops.rms_norm(x, self.weight, self._eps)
+        return self._ops.rms_norm(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):

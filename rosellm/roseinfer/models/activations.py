@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rosellm.roseinfer.models.spec import Activation
+from rosellm.roseinfer.kernels.reference import Activation
 
 PLAIN: dict[str, Activation] = {
     "gelu": "gelu_erf",

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.kernels.table import Ops
-from rosellm.roseinfer.layers.attention import Step
 from rosellm.roseinfer.models.activations import PLAIN
 from rosellm.roseinfer.models.decoder import build_attention, build_mlp, build_norm
 from rosellm.roseinfer.models.encoder import Encoder

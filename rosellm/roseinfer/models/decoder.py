@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from rosellm.roseinfer.attention.step import Heads, Step
 from rosellm.roseinfer.kernels.table import Ops
-from rosellm.roseinfer.layers.attention import Attention, Step
+from rosellm.roseinfer.layers.attention import Attention
 from rosellm.roseinfer.layers.linear import Embedding, Linear
 from rosellm.roseinfer.layers.moe import MixtureOfExperts
 from rosellm.roseinfer.layers.norm import LayerNorm, RMSNorm
@@ -36,19 +37,23 @@ def build_qk_norms(ops: Ops, spec: ModelSpec) -> tuple[RMSNorm, RMSNorm] | None:
 
 def build_attention(ops: Ops, spec: ModelSpec, layer: int) -> Attention:
     group = next(i for i, g in enumerate(spec.kv_groups) if layer in g.layers)
-    return Attention(
-        ops,
-        hidden_size=spec.hidden_size,
+    scale = spec.attention_scale
+    heads = Heads(
         heads=spec.heads,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         layer=layer,
         group=group,
         rope=spec.rope_of(layer),
+        scale=spec.head_dim**-0.5 if scale is None else scale,
+        softcap=spec.attention_softcap,
+    )
+    return Attention(
+        ops,
+        heads,
+        spec.hidden_size,
         bias=spec.attention_bias,
         out_bias=spec.attention_out_bias,
-        scale=spec.attention_scale,
-        softcap=spec.attention_softcap,
         qk_norms=build_qk_norms(ops, spec),
     )
 
@@ -60,12 +65,13 @@ class MLP(nn.Module):
         super().__init__()
         gated = spec.activation.endswith("_mul")
         parts = {"gate": width, "up": width} if gated else {"up": width}
-        self.up = Linear(ops, spec.hidden_size, parts, bias=spec.mlp_bias)
+        self.up = Linear(
+            ops, spec.hidden_size, parts, bias=spec.mlp_bias, activation=spec.activation
+        )
         self.down = Linear(ops, width, {"down": spec.hidden_size}, bias=spec.mlp_bias)
-        self._activation = getattr(ops, spec.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self._activation(self.up(x)))  # type: ignore[no-any-return]
+        return self.down(self.up(x))  # type: ignore[no-any-return]
 
 
 def build_mlp(ops: Ops, spec: ModelSpec, layer: int) -> nn.Module:

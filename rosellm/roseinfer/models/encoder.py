@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.kernels.table import Ops
-from rosellm.roseinfer.layers.attention import Step
 from rosellm.roseinfer.layers.linear import Embedding
 from rosellm.roseinfer.models.decoder import build_norm
 from rosellm.roseinfer.models.skeleton import Model

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.kernels.table import Ops
-from rosellm.roseinfer.layers.attention import Step
 from rosellm.roseinfer.models.decoder import PreNormBlock, build_norm
 from rosellm.roseinfer.models.layer_types import read_window, read_windows
 from rosellm.roseinfer.models.llama import LLAMA, read_base

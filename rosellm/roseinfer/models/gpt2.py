@@ -6,15 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.models.activations import PLAIN
 from rosellm.roseinfer.models.decoder import Decoder, PreNormBlock
-from rosellm.roseinfer.models.spec import (
-    Activation,
-    Architecture,
-    ConfigReader,
-    ModelSpec,
-    WeightMap,
-)
+from rosellm.roseinfer.models.spec import Architecture, ConfigReader, ModelSpec, WeightMap
 
 
 def _spec(

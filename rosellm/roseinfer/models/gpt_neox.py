@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.kernels.table import Ops
-from rosellm.roseinfer.layers.attention import Step
 from rosellm.roseinfer.models.activations import PLAIN
 from rosellm.roseinfer.models.decoder import Decoder, PreNormBlock
 from rosellm.roseinfer.models.rope_config import read_lengths, read_rope

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rosellm.roseinfer.layers.attention import Step
+from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.models.decoder import PreNormBlock
 from rosellm.roseinfer.models.llama import LLAMA, read_base
 from rosellm.roseinfer.models.spec import ConfigReader, ModelSpec

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from rosellm.roseinfer.layers.attention import Step
+from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.layers.linear import Embedding, Linear
 from rosellm.roseinfer.layers.norm import RMSNorm
 from rosellm.roseinfer.models.spec import ModelSpec

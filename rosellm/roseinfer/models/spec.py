@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rosellm.roseinfer.cache.storage import KVGroup
 from rosellm.roseinfer.errors import ModelError, shown
+from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.layers.rope import RopeSpec
 from rosellm.roseinfer.messages import Pooling
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from rosellm.roseinfer.kernels.table import Ops
     from rosellm.roseinfer.models.skeleton import Model
 
-Activation = Literal["silu_mul", "gelu_tanh_mul", "gelu_erf", "gelu_tanh"]
 Norm = Literal["rms", "layer"]
 QKNorm = Literal["head", "all"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rosellm.roseinfer.attention.base import AttentionBackend
+from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.cache.storage import KVStorage
-from rosellm.roseinfer.layers.attention import Step
 from rosellm.roseinfer.layers.rope import RopeTable
 from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
