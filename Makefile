@@ -11,6 +11,10 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.stamp-runtime
 DEV := $(VENV)/.stamp-dev
 
+# The native CPU kernels: the install builds them, and a changed source builds them again.
+CPU := rosellm/roseinfer/kernels/cpu
+NATIVE := $(CPU)/_rosellm_cpu.so
+
 # Any Python from 3.11 on; `make PYTHON=...` chooses another one.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
@@ -19,22 +23,24 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 MODEL ?=
 ARGS ?=
 EXTRAS :=
-need_model = $(if $(MODEL),,$(error `make $@` needs a model: make $@ MODEL=path/to/a/model))
+named_model = $(if $(MODEL),"$(MODEL)")
 
-.PHONY: help serve test test-full check format gpu bench clean
+.PHONY: help serve test test-full sanitize check format gpu bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
-serve: $(if $(MODEL),$(RUNTIME)) ## serve a model: make serve MODEL=path [ARGS="--port 8080"]
-	$(need_model)
-	@exec $(BIN)/rosellm serve "$(MODEL)" $(ARGS)
+serve: $(RUNTIME) $(NATIVE) ## serve the demo model, or another: make serve MODEL=path [ARGS="--port 8080"]
+	@exec $(BIN)/rosellm serve $(named_model) $(ARGS)
 
-test: $(DEV) ## run the tests: CPU, offline, quick
+test: $(DEV) $(NATIVE) ## run the tests: CPU, offline, quick
 	$(BIN)/python -m pytest $(ARGS)
 
-test-full: $(DEV) ## run the slow tests too
+test-full: $(DEV) $(NATIVE) ## run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+
+sanitize: $(DEV) ## run the native kernels' tests under sanitizers
+	scripts/sanitize $(ARGS)
 
 check: $(DEV) ## formatting, lint, types, import levels
 	scripts/check
@@ -46,12 +52,12 @@ format: $(DEV) ## format and fix what can be fixed
 gpu: ## run the GPU tests with the Python and torch of this machine, without a .venv
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
-bench: $(if $(MODEL),$(RUNTIME)) ## measure offline throughput: make bench MODEL=path [ARGS=...]
-	$(need_model)
-	@exec $(BIN)/rosellm bench offline "$(MODEL)" $(ARGS)
+bench: $(RUNTIME) $(NATIVE) ## measure offline throughput: make bench [MODEL=path] [ARGS=...]
+	@exec $(BIN)/rosellm bench offline $(named_model) $(ARGS)
 
 clean: ## remove .venv and every cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -f $(NATIVE)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -84,3 +90,6 @@ $(DEV): EXTRAS := [test,dev]
 $(DEV): $(BIN)/python pyproject.toml constraints.txt
 	$(install)
 	@touch $@ $(RUNTIME)
+
+$(NATIVE): $(wildcard $(CPU)/*.cpp $(CPU)/*.h $(CPU)/*.inl $(CPU)/build.py) | $(BIN)/python
+	@$(BIN)/python $(CPU)/build.py || echo "going on without native CPU kernels" >&2

@@ -4,8 +4,8 @@
     python -m benchmarks.core --only overhead long-prompt
     python -m benchmarks.core --device cuda --dtype bfloat16
 
-Models are random ones of real shapes (``random_model.py``). The last line of the output is one
-JSON object with every figure, fit for ``benchmarks/results``.
+Models are random ones of real shapes (``random_model.py``), but for the demo model. The last line
+of the output is one JSON object with every figure, fit for ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from benchmarks import first_token, long_prompt, overhead, throughput
 from benchmarks.random_model import SHAPES, write_model
 from rosellm.bench.machine import describe
+from rosellm.roseinfer.demo import demo_model
 
 Figures = dict[str, Any]
 
@@ -47,6 +48,10 @@ class Run:
     def on_model(self, shape: str) -> dict[str, Any]:
         return {"model": self.model(shape), "device": self.device, "dtype": self.dtype}
 
+    def on_demo(self) -> dict[str, Any]:
+        """As on_model, with the demo model in the type that it is served in by default."""
+        return {"model": Path(demo_model()), "device": self.device, "dtype": "auto"}
+
 
 @dataclass(frozen=True)
 class Section:
@@ -67,6 +72,11 @@ SECTIONS = {
         "from the command to the first token, GPT-2 small",
         lambda run: first_token.measure(**run.on_model("gpt2-small"), rounds=run.rounds),
         first_token.report,
+    ),
+    "demo-first-token": Section(
+        "from the command to the first token of a chat, the demo model",
+        lambda run: first_token.measure(**run.on_demo(), rounds=run.rounds, chat=True),
+        first_token.report_demo,
     ),
     "overhead": Section(
         "a step beside its model, 32 sequences decoding",

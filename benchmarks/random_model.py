@@ -52,6 +52,23 @@ LLAMA_1B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+QWEN3_06B: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+
 # Next to no weights and a context of 128k: what is left is the engine and attention.
 TINY_LONG: dict[str, Any] = {
     **LLAMA_1B,
@@ -64,7 +81,12 @@ TINY_LONG: dict[str, Any] = {
     "head_dim": 32,
 }
 
-SHAPES = {"gpt2-small": GPT2_SMALL, "llama-3.2-1b": LLAMA_1B, "tiny-long": TINY_LONG}
+SHAPES = {
+    "gpt2-small": GPT2_SMALL,
+    "qwen3-0.6b": QWEN3_06B,
+    "llama-3.2-1b": LLAMA_1B,
+    "tiny-long": TINY_LONG,
+}
 
 
 def write_model(
@@ -151,6 +173,11 @@ def _llama(config: dict[str, Any], make: _Random) -> dict[str, Tensor]:
     for layer in range(config["num_hidden_layers"]):
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{name}.weight"] = make.ones(width)
+        if config["model_type"] == "qwen3":
+            for name in ("q_norm", "k_norm"):
+                weights[f"model.layers.{layer}.self_attn.{name}.weight"] = make.ones(
+                    config["head_dim"]
+                )
         for name, (rows, columns) in matrices.items():
             weights[f"model.layers.{layer}.{name}.weight"] = make.matrix(rows, columns)
     return weights

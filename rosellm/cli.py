@@ -39,6 +39,8 @@ def parser() -> flags.Parser:
     _add_chat(commands)
     _add_models(commands)
     _add_inspect(commands)
+    _add_verify(commands)
+    _add_quantize(commands)
     _add_bench(commands)
     _add_train(commands)
     _add_export(commands)
@@ -120,6 +122,40 @@ def _add_inspect(commands: Commands) -> None:
 
         inspect.add_flags(command)
         command.set_defaults(run=inspect.run)
+
+    command.fill = fill
+
+
+def _add_verify(commands: Commands) -> None:
+    command = commands.add_parser(
+        "verify",
+        help="say how far what is served lies from the model in float32",
+        description="Compare a model as it would be served with the same one in float32.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import verify
+
+        verify.add_flags(command)
+        command.set_defaults(run=verify.run)
+
+    command.fill = fill
+
+
+def _add_quantize(commands: Commands) -> None:
+    command = commands.add_parser(
+        "quantize",
+        help="write a model with its weights in fewer bits",
+        description="Write a folder with a model's weights in 8 or 4 bits, which loads directly.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import quantize
+
+        quantize.add_flags(command)
+        command.set_defaults(run=quantize.run)
 
     command.fill = fill
 

@@ -24,7 +24,8 @@ setting's name with dashes (`--max-model-len`), a keyword of `LLM(...)` the name
 sampling defaults here, and these before the model's `generation_config.json`.
 
 The model is the first argument, `rosellm serve MODEL`: a Hugging Face folder, a hub id
-(`org/name[@revision]`) or a rosetrainer `.pt` checkpoint.
+(`org/name[@revision]`) or a rosetrainer `.pt` checkpoint. Left out, it is `rosellm-demo`, the small
+model that comes with rosellm, which may be called by that name too.
 """
 
 TAIL = """\
@@ -46,6 +47,8 @@ TAIL = """\
 | `HF_TOKEN` | token for gated and private models |
 | `HF_HUB_OFFLINE` | `1` never asks the network: only what is in the cache is found |
 | `HF_ENDPOINT` | another hub than huggingface.co |
+| `ROSELLM_CPU_THREADS` | threads of the native CPU kernels (default: the cores it may use) |
+| `ROSELLM_CPU_LEVEL` | their instructions: `portable`, `avx2`, `avx512` (default: the best) |
 | `OMP_NUM_THREADS` | threads of torch's products on a CPU |
 | `OMP_WAIT_POLICY` | set, it replaces the engine's own choice (`passive`, with a brief spin) |
 """

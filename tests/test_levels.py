@@ -25,6 +25,7 @@ LEVELS = {
     "rosellm.roseinfer.step": 0,
     "rosellm.roseinfer.cache.blocks": 1,
     "rosellm.roseinfer.cache.manager": 1,
+    "rosellm.roseinfer.demo": 1,
     "rosellm.roseinfer.hub": 1,
     "rosellm.roseinfer.hub_errors": 1,
     "rosellm.roseinfer.hub_transfer": 1,
@@ -54,6 +55,9 @@ TORCH_LEVELS = {2, 3, 4, 6, 7}
 # besides every module of the other levels
 TORCH_FREE = {
     "rosellm.roseinfer.engine.client",
+    "rosellm.roseinfer.kernels.cpu.build",
+    "rosellm.roseinfer.kernels.cpu.cores",
+    "rosellm.roseinfer.kernels.cpu.library",
     "rosellm.roseinfer.loading.open",
     "rosellm.roseinfer.loading.safetensors",
 }
@@ -64,6 +68,12 @@ LAZY_EDGES = {
     ("rosellm.roseinfer.engine.client", "rosellm.roseinfer.engine.loop"),
     # the checkpoint that only torch can read
     ("rosellm.roseinfer.loading.open", "rosellm.roseinfer.loading.torch_file"),
+    # tensors are views of a mapping; a folder's config is read without
+    ("rosellm.roseinfer.loading.safetensors", "rosellm.roseinfer.loading.mapped"),
+    # comparing two models, and writing one, without an engine that serves
+    ("rosellm.commands.verify", "rosellm.roseinfer.engine.compare"),
+    ("rosellm.commands.quantize", "rosellm.roseinfer.engine.write"),
+    ("rosellm.commands.passages", "rosellm.roseinfer.engine.passage"),
     # measuring the engine in this process, beside what machine and model allow at most
     ("rosellm.bench.offline", "rosellm.roseinfer.engine.build"),
     # looking at a model without running it
@@ -79,6 +89,8 @@ LAZY_EDGES = {
     ("rosellm.bench.cost", "rosellm.roseinfer.kernels.table"),
     ("rosellm.bench.cost", "rosellm.roseinfer.loading.open"),
     ("rosellm.bench.cost", "rosellm.roseinfer.models.registry"),
+    ("rosellm.bench.cost", "rosellm.roseinfer.quant.formats"),
+    ("rosellm.bench.cost", "rosellm.roseinfer.runner.resolve"),
     # training and exporting are what these commands are for
     ("rosellm.rosetrainer.commands", "rosellm.rosetrainer.export"),
     ("rosellm.rosetrainer.commands", "rosellm.rosetrainer.train"),

@@ -138,8 +138,8 @@ def _add_offline(commands: Commands) -> None:
         allow_abbrev=False,
     )
     command.formatter_class = flags.Help
-    command.usage = "%(prog)s MODEL [options]"
-    command.add_argument("model", metavar="MODEL", help=flags.model_help())
+    command.usage = "%(prog)s [MODEL] [options]"
+    flags.add_model(command)
     _add_lengths(command, num_requests=128)
     flags.add_group(command, ModelConfig, without=("tokenizer", "chat_template"))
     flags.add_group(command, CacheConfig)
@@ -152,7 +152,7 @@ def _offline(args: argparse.Namespace) -> int:
 
     given = vars(args)
     config = EngineConfig(
-        flags.build(ModelConfig, given),
+        flags.model_config(given),
         flags.build(CacheConfig, given),
         flags.build(SchedulerConfig, given),
     )

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rosellm.bench.ceilings import Ceilings
+from rosellm.roseinfer.config import ModelConfig
+
+if TYPE_CHECKING:
+    from rosellm.roseinfer.quant.formats import Format
 
 ROW_LOOKUPS = ("embed.", "position.", "token_type.")
 """Tables of which a step reads single rows. A tied head counts as a matrix of its own."""
@@ -47,13 +54,19 @@ class Cost:
         return ceilings.flop_s / (2 * self.parameters + context * self.attention_flops)
 
 
-def model_cost(model: str, dtype: str) -> Cost:
-    """Read a model's shape; its weights are not loaded."""
+def model_cost(model: str, dtype: str, quantized: ModelConfig | None = None) -> Cost:
+    """Read a model's shape; its weights are not loaded.
+
+    Args:
+        quantized: how its weights are held, by kernels that keep them in their few bits.
+    """
     import torch
 
     from rosellm.roseinfer.kernels.table import choose_ops
     from rosellm.roseinfer.loading.open import open_checkpoint
     from rosellm.roseinfer.models.registry import find_architecture
+    from rosellm.roseinfer.quant.formats import Recipe
+    from rosellm.roseinfer.runner.resolve import resolve_quantization
 
     kind: torch.dtype = getattr(torch, dtype)
     checkpoint = open_checkpoint(model)
@@ -61,19 +74,32 @@ def model_cost(model: str, dtype: str) -> Cost:
     spec = architecture.read_config(checkpoint.config)
     with torch.device("meta"):
         model_parts = architecture.build(choose_ops(torch.device("cpu")), spec)
-    sizes = {
-        name: parameter.numel()
+    recipe = resolve_quantization(quantized, checkpoint.recipe) if quantized else Recipe()
+    shapes = {
+        name: parameter.shape
         for name, parameter in model_parts.named_parameters()
         if not name.startswith(ROW_LOOKUPS)
+    }
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    num_bytes = {
+        name: _bytes(shape, kind.itemsize, recipe.of(name.removesuffix(".weight")))
+        for name, shape in shapes.items()
     }
     every = sum(sizes.values())
     experts = sum(size for name, size in sizes.items() if EXPERTS in name)
     share = spec.experts.active / spec.experts.count if spec.experts else 1.0
     return Cost(
         parameters=every - experts + round(experts * share),
-        weight_bytes=every * kind.itemsize,
+        weight_bytes=sum(num_bytes.values()),
         kv_bytes=sum(group.bytes_per_token(kind) for group in spec.kv_groups),
         attention_flops=4 * spec.num_layers * spec.heads * spec.head_dim,
-        expert_bytes=experts * kind.itemsize,
+        expert_bytes=sum(size for name, size in num_bytes.items() if EXPERTS in name),
         active_share=share,
     )
+
+
+def _bytes(shape: Sequence[int], itemsize: int, format: Format | None) -> int:
+    """Of a matrix, or of a vector, which is never quantised."""
+    if format is None or len(shape) < 2:
+        return math.prod(shape) * itemsize
+    return format.num_bytes(shape[0], shape[1])

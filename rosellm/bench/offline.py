@@ -21,7 +21,7 @@ from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.hub import model_name, with_local_files
 from rosellm.roseinfer.loading.open import check_checkpoint
-from rosellm.roseinfer.messages import Add, Outputs
+from rosellm.roseinfer.messages import Add, Outputs, Ready
 from rosellm.roseinfer.models.registry import check_supported
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server import flags
@@ -157,7 +157,8 @@ def _decoding(config: EngineConfig, core: EngineCore, load: Load, steps: Steps) 
     sequences = max(steps.sampled)
     seconds = steps.decoding(sequences)
     context = load.input_tokens.middle + load.output_tokens.middle / 2
-    bounds = cost.model_cost(config.model.model, core.facts.dtype)
+    quantized = config.model if _keeps_quantized(core.facts) else None
+    bounds = cost.model_cost(config.model.model, core.facts.dtype, quantized)
     found = ceilings.measure(core.facts.device, core.facts.dtype)
     return {
         "decode_sequences": sequences,
@@ -169,6 +170,11 @@ def _decoding(config: EngineConfig, core: EngineCore, load: Load, steps: Steps) 
         "kv_bytes_per_token": bounds.kv_bytes,
         **asdict(found),
     }
+
+
+def _keeps_quantized(facts: Ready) -> bool:
+    """Whether quantised weights stay in their few bits; the reference computes in another type."""
+    return any(each.name == "kernels" and each.value != "reference" for each in facts.decisions)
 
 
 def _show(console: Console, found: Mapping[str, Any]) -> None:

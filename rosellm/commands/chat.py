@@ -23,6 +23,7 @@ with --url, the API key is taken from ROSELLM_API_KEY or else OPENAI_API_KEY
 in a script: one message a line; the first error or Ctrl-C ends it (exit code 2, 130)
 
 examples:
+  rosellm chat                                            with the small demo model
   rosellm chat my-llama
   rosellm chat my-llama --system "Answer in rhymes." --temperature 0.7
   rosellm chat --url http://127.0.0.1:8000
@@ -34,9 +35,9 @@ examples:
 def add_flags(command: flags.Parser) -> None:
     """Add the flags of ``rosellm chat``."""
     command.formatter_class = flags.Help
-    command.usage = "%(prog)s MODEL [options]\n       %(prog)s --url URL [--model NAME] [options]"
+    command.usage = "%(prog)s [MODEL] [options]\n       %(prog)s --url URL [--model NAME] [options]"
     command.epilog = EXAMPLES
-    local.add_model(command, optional=True)
+    flags.add_model(command)
     group = command.add_argument_group("Conversation")
     group.add_argument("--system", metavar="TEXT", help="system prompt to begin with")
     group = command.add_argument_group("Server, instead of MODEL")

@@ -12,6 +12,7 @@ import msgspec
 
 from rosellm.commands import local, sampling_flags
 from rosellm.commands.console import Output, exit_code, note
+from rosellm.roseinfer import demo
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.server import flags
 
@@ -24,7 +25,7 @@ One answer is streamed. With --n above 1 and with --json, answers come when all 
 exit codes: 130 after Ctrl-C, 141 if stdout was closed early, 2 after an error
 
 examples:
-  rosellm generate my-llama "Once upon a time" --max-tokens 64
+  rosellm generate rosellm-demo "Once upon a time" --max-tokens 64
   rosellm generate my-llama "Once upon a time" --temperature 0.8 --seed 7 --stop "The end"
   rosellm generate my-llama < prompt.txt > continuation.txt
   rosellm generate my-llama "Once upon a time" --n 3 --json | jq -r .text
@@ -34,9 +35,9 @@ examples:
 def add_flags(command: flags.Parser) -> None:
     """Add the flags of ``rosellm generate``."""
     command.formatter_class = flags.Help
-    command.usage = "%(prog)s MODEL [PROMPT] [options]"
+    command.usage = "%(prog)s MODEL [PROMPT] [options]\n       %(prog)s [options] < FILE"
     command.epilog = EXAMPLES
-    local.add_model(command)
+    flags.add_model(command)
     command.add_argument(
         "prompt",
         metavar="PROMPT",
@@ -117,7 +118,9 @@ def _prompt(given: str | None) -> str:
         ConfigError: there is none, or it is no text.
     """
     if given is None and sys.stdin.isatty():
-        raise ConfigError('which text? rosellm generate MODEL "a text", or pipe one in')
+        raise ConfigError(
+            f'which text? rosellm generate MODEL "a text" (a MODEL is {demo.NAME}), or pipe one in'
+        )
     if given in (None, "-"):
         data = sys.stdin.buffer.read()
         return _text(data.removesuffix(b"\n").removesuffix(b"\r"), "stdin")

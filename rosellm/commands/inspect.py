@@ -1,4 +1,4 @@
-"""``rosellm inspect MODEL``: what a model is. Reads its config and headers, loads no weights."""
+"""``rosellm inspect``: what a model is. Reads its config and headers, loads no weights."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ examples:
 def add_flags(command: flags.Parser) -> None:
     """Add the flags of ``rosellm inspect``."""
     command.formatter_class = flags.Help
-    command.usage = "%(prog)s MODEL [options]"
+    command.usage = "%(prog)s [MODEL] [options]"
     command.epilog = EXAMPLES
-    command.add_argument("model", metavar="MODEL", help=flags.model_help())
+    flags.add_model(command)
     flags.add_group(command, ModelConfig)
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RosellmError: there is no such model, or its files cannot be read.
     """
-    asked = flags.build(ModelConfig, vars(args))
+    asked = flags.model_config(vars(args))
     flags.check_sources(asked)
     model = _with_local_files(asked)
     show_facts(asked.model, _all_facts(model, from_hub=model.model != asked.model))

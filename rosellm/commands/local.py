@@ -10,21 +10,15 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rosellm.commands.answers import Message
+from rosellm.commands.console import note
+from rosellm.roseinfer import demo
 from rosellm.roseinfer.config import CacheConfig, ModelConfig
-from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.server import flags
 
 if TYPE_CHECKING:
     from rosellm.roseinfer.llm import LLM, SamplingParams
 
 CONFIGS = (ModelConfig, CacheConfig)
-
-
-def add_model(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """Add MODEL itself."""
-    help = next(each.metadata["help"] for each in fields(ModelConfig) if each.name == "model")
-    more: dict[str, Any] = {"nargs": "?", "default": argparse.SUPPRESS} if optional else {}
-    command.add_argument("model", metavar="MODEL", help=help, **more)
 
 
 def add_flags(command: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
@@ -41,17 +35,17 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def load(values: Mapping[str, Any]) -> Iterator[LLM]:
-    """The model that the command line names, for as long as it is used.
+    """The model that the command line names, or the demo model, for as long as it is used.
 
     Raises:
         RosellmError: it cannot be loaded.
     """
+    model = flags.model_config(values)
+    flags.build(CacheConfig, values)  # its complaints name the flag
+    flags.check_model(model)
     if "model" not in values:
-        raise ConfigError("which model? rosellm chat MODEL, or a server's: rosellm chat --url URL")
-    for config in CONFIGS:
-        flags.build(config, values)  # its complaints name the flag
-    flags.check_model(flags.build(ModelConfig, values))
-    with closing(_loaded(given(values))) as llm:
+        note(f"{demo.NAME}, {demo.ABOUT}; MODEL names another")
+    with closing(_loaded({**given(values), "model": model.model})) as llm:
         yield llm
 
 

@@ -18,8 +18,11 @@ from rosellm.roseinfer.hub import holds_model
 from rosellm.roseinfer.models.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from rosellm.roseinfer.kernels.table import Ops
     from rosellm.roseinfer.layers.rope import RopeSpec
+    from rosellm.roseinfer.models.skeleton import Model
     from rosellm.roseinfer.models.spec import Architecture, ModelSpec
+    from rosellm.roseinfer.quant.formats import Recipe
 
 Facts = Iterator[tuple[str, str]]
 
@@ -32,6 +35,7 @@ class Found:
     config: Mapping[str, Any]
     dtype: str
     num_bytes: int | None
+    recipe: Recipe | None = None
 
 
 def model_facts(config: EngineConfig) -> Facts:
@@ -51,11 +55,13 @@ def model_facts(config: EngineConfig) -> Facts:
     module = ARCHITECTURES[found.architecture].partition(":")[0].rpartition(".")[2]
     yield "architecture", f"{found.architecture} (models/{module}.py)"
     spec = architecture.read_config(found.config)
-    weights = _num_weights(architecture, spec)
+    ops = _ops(config)
+    model = _model(architecture, spec, ops)
+    weights = model.num_weights()
     yield "parameters", f"{weights:,} ({_short(weights)})"
     yield "stored", _stored(found)
     yield from spec_facts(spec)
-    yield from _memory_facts(config, spec, found, weights)
+    yield from _memory_facts(config, model, found, ops.keeps_quantized)
 
 
 def find(model: str) -> Found:
@@ -71,22 +77,36 @@ def find(model: str) -> Found:
         dtype = config.get("dtype") or config.get("torch_dtype") or "float32"  # the usual default
         return Found(name, config, str(dtype), None)
     checkpoint = open_checkpoint(model)
-    return Found(checkpoint.architecture, checkpoint.config, checkpoint.dtype, checkpoint.num_bytes)
+    return Found(
+        checkpoint.architecture,
+        checkpoint.config,
+        checkpoint.dtype,
+        checkpoint.num_bytes,
+        checkpoint.recipe,
+    )
 
 
 def _stored(found: Found) -> str:
     if found.num_bytes is None:
         return f"the weights are not here; {found.dtype}, by the config"
-    return f"{found.dtype}, {size(found.num_bytes)}"
+    quantized = ", quantised" if found.recipe else ""
+    return f"{found.dtype}{quantized}, {size(found.num_bytes)}"
 
 
-def _num_weights(architecture: Architecture, spec: ModelSpec) -> int:
+def _ops(config: EngineConfig) -> Ops:
+    from rosellm.roseinfer.kernels.table import choose_ops
+    from rosellm.roseinfer.runner import resolve
+
+    device, _ = resolve.resolve_device(config.model)
+    return choose_ops(device, config.model.kernels)
+
+
+def _model(architecture: Architecture, spec: ModelSpec, ops: Ops) -> Model:
+    """The model without its weights."""
     import torch
 
-    from rosellm.roseinfer.kernels.table import choose_ops
-
     with torch.device("meta"):
-        return architecture.build(choose_ops(torch.device("cpu")), spec).num_weights()
+        return architecture.build(ops, spec)
 
 
 # -- sizes and choices -----------------------------------------------------------------------
@@ -153,20 +173,26 @@ def _shares(values: Iterable[str]) -> str:
 # -- memory ----------------------------------------------------------------------------------
 
 
-def _memory_facts(config: EngineConfig, spec: ModelSpec, found: Found, weights: int) -> Facts:
+def _memory_facts(config: EngineConfig, model: Model, found: Found, quantized: bool) -> Facts:
     """What ``rosellm serve`` would decide now, with the same flags."""
     from rosellm.roseinfer.runner import memory, resolve
 
     device, on = resolve.resolve_device(config.model)
     dtype, how = resolve.resolve_dtype(config.model, found.dtype, device)
     yield "runs in", f"{how.value} ({how.reason}), on {on.value} ({on.reason})"
-    free, needed = memory.available(device), weights * dtype.itemsize
+    recipe = resolve.resolve_quantization(config.model, found.recipe)
+    model.hold(recipe)
+    for decision in resolve.explain_quantization(recipe, ""):
+        yield decision.name, decision.value
+    free, needed = memory.available(device), model.weight_bytes(dtype, quantized=quantized)
     yield "memory, weights", f"{size(needed)}, and {size(free)} are free now"
     try:
         if needed > free:
             raise ModelError("no: the weights alone need more memory than is free")
-        steps, _ = resolve.resolve_step_tokens(config.scheduler, spec, device)
-        plan = resolve.resolve_cache(_unlimited(config), spec, dtype, device, steps, free - needed)
+        steps, _ = resolve.resolve_step_tokens(config.scheduler, model.spec, device)
+        plan = resolve.resolve_cache(
+            _unlimited(config), model.spec, dtype, device, steps, free - needed
+        )
     except (ConfigError, ModelError) as error:
         yield "fits", str(error)
         return

@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Kernels = Literal["auto", "reference"]
+Quantization = Literal["none", "int8", "int4"]
+HeadQuantization = Literal["auto", "none", "int8", "int4"]
 
 
 def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
@@ -25,7 +28,9 @@ class ModelConfig:
     """Model"""
 
     model: str = option(
-        "", "Hugging Face folder, hub id (org/name[@revision]), or rosetrainer .pt checkpoint"
+        "",
+        "Hugging Face folder, hub id (org/name[@revision]), or rosetrainer .pt checkpoint;"
+        " default: rosellm-demo, which comes with rosellm",
     )
     tokenizer: str | None = option(
         None, "tokenizer to use instead of the model's own: a folder, a file or a hub id"
@@ -34,7 +39,16 @@ class ModelConfig:
         None, "chat template to use instead of the model's: a Jinja file, or the name of one of its"
     )
     dtype: DType = option("auto", "type of weights and KV cache; auto keeps the checkpoint's")
+    quantization: Quantization = option(
+        "none", "hold the blocks' weights in so many bits; none holds them as they are stored"
+    )
+    head_quantization: HeadQuantization = option(
+        "auto", "the same for the head; auto is int8 where the blocks are quantised"
+    )
     device: Device = option("auto", "auto takes a CUDA device where there is one")
+    kernels: Kernels = option(
+        "auto", "auto takes the fastest there are for the device; reference is plain torch"
+    )
     max_model_len: int | None = option(
         None,
         "longest prompt plus answer, in tokens; default: what the model and memory allow",

@@ -31,7 +31,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_DESCRIPTION = (
+DESCRIPTION = (
     CONFIG,
     "generation_config.json",
     "modules.json",  # this and the next: how a sentence-transformers model pools
@@ -176,7 +176,7 @@ def _small_files(name: HubName, want: Want, available: Collection[str]) -> list[
     if want == "model" and not {WEIGHTS, INDEX} & set(available):
         raise ModelError(no_weights(f"{name.repo} on the hub", available))
     index = [INDEX] if INDEX in available else []
-    return [*(file for file in _DESCRIPTION if file in available), *index, *files]
+    return [*(file for file in DESCRIPTION if file in available), *index, *files]
 
 
 def no_weights(place: str, available: Iterable[str]) -> str:

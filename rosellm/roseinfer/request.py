@@ -11,7 +11,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token is chosen and when a sequence ends.
 
     Attributes:
-        seed: noise is keyed by (seed, choice, output position), see ``runner/sampler.py``.
+        seed: noise is keyed by (seed, choice, output position), see ``kernels/sampling.py``.
             The API side draws one for an unseeded request, so the engine always has it.
         temperature: 0 is greedy.
         top_k: 0 considers every token. Tokens equal to the k-th are kept.

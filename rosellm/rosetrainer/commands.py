@@ -46,6 +46,12 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="type of the weights (default: %(default)s)",
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="what servers sample this model at unless told otherwise (default: say nothing)",
+    )
 
 
 def run_export(args: argparse.Namespace) -> int:

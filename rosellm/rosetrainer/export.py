@@ -39,16 +39,21 @@ CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 def run(args: argparse.Namespace) -> int:
     """Export as a parsed command line says."""
-    export(Path(args.checkpoint), Path(args.out), args.dtype)
+    if args.temperature is not None and not 0 <= args.temperature <= 2:
+        raise ConfigError(f"--temperature is from 0 to 2, not {args.temperature}")
+    export(Path(args.checkpoint), Path(args.out), args.dtype, args.temperature)
     print(f"wrote {args.out}", file=sys.stderr)
     return 0
 
 
-def export(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
+def export(
+    checkpoint: Path, out: Path, dtype: str = "float32", temperature: float | None = None
+) -> None:
     """Write config, weights, tokenizer, generation config and chat template.
 
     Args:
         dtype: of the weights: float32, bfloat16 or float16.
+        temperature: the model's default, for its generation config; None says nothing.
 
     Raises:
         ConfigError: the checkpoint cannot be read or has no tokenizer; the disk is full.
@@ -63,7 +68,7 @@ def export(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
     with one_line_errors(f"folder {out}"):
         out.mkdir(parents=True, exist_ok=True)
         _write_json(out / "config.json", hf_config(content["config"], special, dtype))
-        _write_json(out / "generation_config.json", _generation_config(special))
+        _write_json(out / "generation_config.json", _generation_config(special, temperature))
         _write_json(out / "tokenizer_config.json", _tokenizer_config(content["config"], special))
         write_text(out / "tokenizer.json", extra["tokenizer"])
         write_text(out / "chat_template.jinja", extra["chat_template"])
@@ -114,8 +119,12 @@ def _tokenizer_config(
     return values | {name: token[0] for name, token in named.items() if token}
 
 
-def _generation_config(special: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
+def _generation_config(
+    special: Mapping[str, tuple[str, int]], temperature: float | None
+) -> dict[str, Any]:
     values: dict[str, Any] = {"eos_token_id": _end_ids(special)}
+    if temperature is not None:
+        values |= {"do_sample": temperature > 0, "temperature": temperature}
     if "bos" in special:
         values["bos_token_id"] = special["bos"][1]
     if "eos" in special:

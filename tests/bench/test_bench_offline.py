@@ -12,6 +12,8 @@ from benchmarks.random_model import GPT2_SMALL, TINY_LONG, tokenizer, write_mode
 from rosellm.bench import ceilings
 from rosellm.bench.cost import Cost, model_cost
 from rosellm.cli import main
+from rosellm.roseinfer.config import ModelConfig
+from rosellm.roseinfer.quant.formats import FORMATS
 from rosellm.roseinfer.text.load import load_tokenizer
 from tests.tiny_models import build
 
@@ -75,6 +77,18 @@ def test_a_models_cost_counts_what_a_step_reads(model):
     assert found.parameters == matrices  # with norms and biases, without rows looked up
     assert found.weight_bytes == 2 * matrices
     assert found.kv_bytes == 2 * 2 * layers * width
+
+
+def test_quantised_weights_are_read_as_they_are_held(model):
+    found = model_cost(str(model), "bfloat16", ModelConfig(quantization="int4"))
+    width, layers, vocab = 32, 2, 600
+    matrices = {"qkv": (3 * width, width), "out": (width, width), "up": (4 * width, width)}
+    matrices["down"] = (width, 4 * width)
+    held = sum(FORMATS["int4"].num_bytes(*shape) for shape in matrices.values())
+    plain = layers * 13 * width + 2 * width  # norms and biases
+    head = FORMATS["int8"].num_bytes(vocab, width)
+    assert found.weight_bytes == layers * held + 2 * plain + head
+    assert found.parameters == model_cost(str(model), "bfloat16").parameters
 
 
 def test_bounds():

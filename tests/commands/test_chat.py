@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_one_line() -> None:
             (["--url", dead, "--dtype", "float32"], "--dtype"),
             (["--url", dead, "--top-p", "3"], "--top-p must be less than or equal to 1, not 3"),
             (["--model", "gpt"], "--url"),
-            ([], "which model?"),
+            (["--tokenizer", "./x"], "which model?"),
         ):
             done = piped(*args, text="hi\n")
             assert done.returncode == 2

@@ -160,7 +160,7 @@ def test_too_little_memory(capsys: Show, llama: Path, monkeypatch: pytest.Monkey
         (["/no/such/place"], "no such folder or file"),
         (["FOLDER", "--chat-template", "/no/such/file"], "/no/such/file: no such file"),
         (["FOLDER", "--max-model-len", "0"], "--max-model-len must be at least 1"),
-        ([], "MODEL"),
+        (["--tokenizer", "FOLDER"], "which model?"),
     ],
 )
 def test_mistakes_are_one_clear_line(capsys: Show, llama: Path, argv: list[str], says: str) -> None:

@@ -2,9 +2,9 @@
 
 Every fenced block of the README and of ``docs/`` is run in the order of the page: ``bash``
 in a shell, ``python`` as a program, both in a folder that holds a tiny model ``my-llama``
-and beside a server of it. A line above a block may say otherwise: ``<!-- not run: REASON -->``
-exempts it, ``<!-- file: NAME -->`` makes it a file for later blocks. Blocks without a language
-are pictures.
+and beside a server of the demo model. A line above a block may say otherwise:
+``<!-- not run: REASON -->`` exempts it, ``<!-- file: NAME -->`` makes it a file for later blocks.
+Blocks without a language are pictures.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    running = start_server(str(folder / "my-llama"), model="my-llama")
+def server() -> Iterator[Server]:
+    running = start_server(model="rosellm-demo")
     yield running
     assert running.stop() == 0
 

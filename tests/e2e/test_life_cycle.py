@@ -14,10 +14,11 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.conftest import Server, free_port, start_server, write_tokenizer
-from tests.tiny_models import write_rose_gpt
+from tests.e2e.conftest import Server, free_port, start_server
 
 Launch = Callable[..., Server]
+SHAKESPEARE = Path(__file__).parents[1] / "data" / "gpt2-shakespeare"
+"""What rosetrainer's gpt2-fixture.toml trains: ``.pt``, and its tokenizer's folder."""
 
 
 def _run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -104,25 +105,25 @@ def test_api_key(launch: Launch, model_folder: Path) -> None:
     assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
 
 
-def test_the_seeds_own_command(tmp_path: Path) -> None:
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    size = write_tokenizer(folder / "tokenizer.json")
-    checkpoint = write_rose_gpt(tmp_path / "X.pt", vocab_size=size)
+def test_the_seeds_own_command() -> None:
     server = start_server(
-        *("--checkpoint-path", str(checkpoint), "--tokenizer-name", str(folder)),
+        *("--checkpoint-path", f"{SHAKESPEARE}.pt", "--tokenizer-name", str(SHAKESPEARE)),
         *("--device", "cpu", "--no-amp", "--do-sample", "--temperature", "0.7", "--top-k", "50"),
         *("--top-p", "0.9", "--stop-on-eos", "--host", "127.0.0.1"),
-        model="X",
+        model="gpt2-shakespeare",
     )
     try:
-        body = {"prompt": "def f", "max_new_tokens": 8}
+        body = {"prompt": "ROMEO:", "max_new_tokens": 24}
         answer = httpx.post(f"{server.url}/generate", json=body)
         assert answer.status_code == 200
         assert list(answer.json()) == ["text"]
         with httpx.stream("POST", f"{server.url}/generate", json={**body, "stream": True}) as lines:
             assert lines.headers["content-type"].startswith("text/plain")
-        chat = {"model": "X", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}
+        chat = {
+            "model": "gpt2-shakespeare",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 8,
+        }
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat)
         assert answer.json()["usage"]["completion_tokens"] <= 8
         seeds = {**chat, "model": "roseinfer-gpt2", "temperature": 0.7, "top_p": 0.95}

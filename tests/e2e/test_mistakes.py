@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import json
 import shutil
 import signal
@@ -25,7 +26,7 @@ import torch
 from huggingface_hub import constants
 
 from rosellm import LLM, cli
-from rosellm.roseinfer import InferenceEngine
+from rosellm.roseinfer import InferenceEngine, demo
 from rosellm.roseinfer.engine import build
 from rosellm.roseinfer.errors import RosellmError
 from rosellm.roseinfer.runner import memory
@@ -128,11 +129,9 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     ("line", "says"),
     [
         ("serv GOOD", ["'serv'", "choose from", "serve"]),
-        ("serve", ["which model?", "rosellm serve MODEL"]),
-        ("generate", ["MODEL", "rosellm generate --help"]),
-        ("chat", ["which model?", "rosellm chat MODEL", "--url"]),
-        ("inspect", ["MODEL", "rosellm inspect --help"]),
-        ("bench offline", ["MODEL", "rosellm bench offline --help"]),
+        ("serve --tokenizer GOOD", ["which model?", "has its own tokenizer"]),
+        ("chat --tokenizer GOOD", ["which model?", "has its own tokenizer"]),
+        ("inspect --tokenizer GOOD", ["which model?", "has its own tokenizer"]),
         ("serve GOOD --prt 80", ["--prt;", "did you mean --port?", "rosellm serve --help"]),
         ("generate GOOD a --temprature=1", ["--temprature;", "did you mean --temperature?"]),
         ("generate GOOD Once upon", ["'upon'", "quote"]),
@@ -163,6 +162,20 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_bad_flag(capsys: Show, model_folder: Path, line: str, says: list[str]) -> None:
     check(capsys, cli.main(line.replace("GOOD", str(model_folder)).split()), *says)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_an_installation_without_the_demo_model(
+    capsys: Show, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "_FOLDER", tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # and no weights
+    says = ["which model? pass a folder, a checkpoint or a hub id", "carries no demo model"]
+    for line in ("serve", "chat", "generate", "inspect", "bench offline", "inspect rosellm-demo"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Once")))
+        check(capsys, cli.main(line.split()), *says)
+    check(capsys, server.main([]), *says)
+    check(capsys, as_a_script(LLM), *says)
 
 
 # -- models ----------------------------------------------------------------------------------
@@ -537,16 +550,3 @@ def test_a_server_that_does_not_run(capsys: Show) -> None:
         for flag, command in (("--url", ["chat"]), ("--base-url", ["bench", "serve"])):
             code = cli.main([*command, flag, url])
             check(capsys, code, f"127.0.0.1:{port}", "is the server running")
-
-
-# -- make ------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
-@pytest.mark.parametrize("target", ["serve", "bench"])
-def test_make_without_a_model(target: str) -> None:
-    root = Path(__file__).parents[2]
-    done = subprocess.run(["make", "-C", str(root), target], capture_output=True, text=True)
-    assert done.returncode == 2
-    (line,) = (line for line in done.stderr.splitlines() if "***" in line)
-    assert f"make {target} MODEL=path/to/a/model" in line

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -25,10 +26,11 @@ from tests.e2e.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 
-FIVE_LINES = """\
+LINES = """\
+import sys
 from rosellm import LLM, SamplingParams
 
-with LLM("my-llama") as llm:
+with LLM(*sys.argv[1:]) as llm:
     for answer in llm.generate(["Once upon a time", "def f"], SamplingParams(max_tokens=8)):
         print(repr(answer.text))
 """
@@ -74,17 +76,42 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     return {"XDG_STATE_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A model by its name, how one asks for it, and what the summary says of it."""
+
+    name: str
+    arguments: tuple[str, ...]
+    dtype: str
+    context: int
+
+
+CHOICES = [
+    Choice("rosellm-demo", (), "bfloat16", 2048),
+    Choice("my-llama", ("my-llama",), "float32", 512),
+]
+
+
+@pytest.fixture(params=CHOICES, ids=lambda choice: choice.name)
+def choice(request: pytest.FixtureRequest) -> Choice:
+    chosen: Choice = request.param
+    return chosen
+
+
 @pytest.fixture
-def url(clone: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(
+    choice: Choice, clone: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Type ``make serve``, and press Ctrl-C at the end."""
     monkeypatch.chdir(clone)
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    command = ("make", "serve", "MODEL=my-llama", f"ARGS=--port {port}")
+    model = [f"MODEL={argument}" for argument in choice.arguments]
+    command = ("make", "serve", *model, f"ARGS=--port {port}")
     with terminal(*command, environment=environment) as run:
         run.expect(f"serving on {address}")
         run.expect(r'"max_tokens": 64}\'\n')
-        check_summary(run.text, address)
+        check_summary(run.text, choice, address)
         yield address
         run.press_ctrl("C")
         # Make tells its shell of the Ctrl-C; the server's own code is 0 (test_life_cycle.py).
@@ -96,9 +123,10 @@ def url(clone: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatc
         httpx.get(f"{address}/health")
 
 
-def check_summary(text: str, address: str) -> None:
+def check_summary(text: str, choice: Choice, address: str) -> None:
     """What is shown at the start says what is served and how, and can be pasted."""
-    for fact in ("model +my-llama", "device", "dtype +float32", "context +512 tokens", "KV cache"):
+    own = (f"model +{choice.name}", f"dtype +{choice.dtype}", f"context +{choice.context} tokens")
+    for fact in (*own, "device", "KV cache"):
         assert re.search(rf"^  {fact}", text, re.MULTILINE), (fact, text)
     if shutil.which("curl"):
         command = re.search(r"^  (curl .*\\\n.*)$", text, re.MULTILINE)
@@ -108,16 +136,17 @@ def check_summary(text: str, address: str) -> None:
         assert address in command[1]
 
 
-def test_the_path(clone: Path, url: str, environment: dict[str, str]) -> None:
-    ask_with_the_openai_client(url)
-    chat = [str(clone / ".venv/bin/rosellm"), "chat"]
-    with terminal(*chat, "--url", url, "--max-tokens=8", environment=environment) as run:
-        converse(run, f"my-llama at {url}/v1 · /help for help")
-    with terminal(*chat, "my-llama", "--max-tokens=8", environment=environment) as run:
-        converse(run, "my-llama: float32 on .*, context of 512 tokens · /help for help")
-    (clone / "five_lines.py").write_text(FIVE_LINES)
+def test_the_path(clone: Path, choice: Choice, url: str, environment: dict[str, str]) -> None:
+    ask_with_the_openai_client(url, choice.name)
+    chat = [str(clone / ".venv/bin/rosellm"), "chat", "--max-tokens=8"]
+    with terminal(*chat, "--url", url, environment=environment) as run:
+        converse(run, f"{choice.name} at {url}/v1 · /help for help")
+    with terminal(*chat, *choice.arguments, environment=environment) as run:
+        context = f"context of {choice.context} tokens"
+        converse(run, f"{choice.name}: {choice.dtype} on .*, {context} · /help for help")
+    (clone / "lines.py").write_text(LINES)
     done = subprocess.run(
-        [clone / ".venv/bin/python", "five_lines.py"],
+        [clone / ".venv/bin/python", "lines.py", *choice.arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -126,18 +155,18 @@ def test_the_path(clone: Path, url: str, environment: dict[str, str]) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
-def ask_with_the_openai_client(url: str) -> None:
+def ask_with_the_openai_client(url: str, model: str) -> None:
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    assert client.models.list().data[0].id == "my-llama"
+    assert client.models.list().data[0].id == model
     whole = client.chat.completions.create(
-        model="my-llama",
-        messages=[{"role": "user", "content": "Name three roses."}],
+        model=model,
+        messages=[{"role": "user", "content": "Hello! Who are you?"}],
         max_tokens=16,
         seed=7,
     )
     stream = client.chat.completions.create(
-        model="my-llama",
-        messages=[{"role": "user", "content": "Name three roses."}],
+        model=model,
+        messages=[{"role": "user", "content": "Hello! Who are you?"}],
         max_tokens=16,
         seed=7,
         stream=True,
@@ -151,8 +180,8 @@ def converse(run: Terminal, greeting: str) -> None:
     """Ask once, make a mistake, and leave."""
     run.expect(greeting)
     run.expect("> ")
-    run.type("Name three roses.\n")
-    run.expect(r"roses\.\n(.|\n)+?\n(\(cut short.*\n)?> ")
+    run.type("Hello! Who are you?\n")
+    run.expect(r"you\?\n(.|\n)+?\n(\(cut short.*\n)?> ")
     run.type("/halp\n")
     run.expect("/help shows what there is")
     run.expect("> ")

@@ -23,11 +23,11 @@ def test_the_promise_is_tried_at_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: type
 ) -> None:
     folder = write(tmp_path / "model")
-    honest = build(folder).facts
+    honest = build(folder, kernels="reference").facts
     assert honest.invariant
     assert honest.fingerprint.endswith("_invariant")
     monkeypatch.setattr(reference, "linear", _careless)
-    careless = build(folder).facts
+    careless = build(folder, kernels="reference").facts
     assert not careless.invariant
     assert careless.fingerprint.endswith("_batch-dependent")
     assert "do not keep their bits" in str(careless.decisions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from rosellm import cli
 from rosellm.roseinfer.config import EngineConfig, SamplingDefaults, ServerConfig
+from rosellm.roseinfer.demo import demo_model
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.server import flags
 from rosellm.roseinfer.server.listen import bind, listen, url
@@ -37,6 +39,19 @@ def test_without_flags_every_default_is_the_dataclasss(model: str) -> None:
     )
     assert (got.sampling, got.server) == (SamplingDefaults(), ServerConfig())
     assert got.model_name == "my-model"
+
+
+def test_without_a_model_it_is_the_demo_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in ("", "--port 8080", "rosellm-demo", "--checkpoint-path rosellm-demo"):
+        got = flags.parse(line.split())
+        assert (got.engine.model.model, got.model_name) == (demo_model(), "rosellm-demo")
+        assert got.serves_demo
+    (tmp_path / "rosellm-demo").mkdir()  # what is here comes first
+    got = flags.parse(["rosellm-demo"])
+    assert (got.engine.model.model, got.serves_demo) == ("rosellm-demo", False)
 
 
 def test_the_seeds_command(checkpoint: str) -> None:
@@ -67,7 +82,7 @@ def test_every_other_flag(model: str) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "which model"),
+        ("--tokenizer MODEL", "which model"),
         ("MODEL --no-amp --bf16", "--no-amp and --bf16"),
         ("MODEL --dtype auto --bf16", "--dtype and --bf16"),
         ("MODEL --no-amp --dtype float32", "--dtype and --no-amp"),
@@ -148,3 +163,15 @@ def test_a_taken_port_and_a_missing_model_load_nothing(model: str) -> None:
             assert lines[0].startswith("error: ")
             assert "fastapi" not in done.stderr
             assert "torch" not in done.stderr
+
+
+@pytest.mark.parametrize("line", ["M --device cpu P", "M P --device cpu", "--device cpu M P"])
+def test_positionals_may_stand_behind_flags(line: str) -> None:
+    parser = flags.Parser()
+    parser.add_argument("model", nargs="?", default=argparse.SUPPRESS)
+    parser.add_argument("prompt", nargs="?")
+    parser.add_argument("--device")
+    args = parser.parse_args(line.split())
+    assert (args.model, args.prompt, args.device) == ("M", "P", "cpu")
+    with pytest.raises(ConfigError, match="one argument too many: 'Q'"):
+        parser.parse_args([*line.split(), "Q"])

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from rosellm.roseinfer.config import SamplingDefaults
 from rosellm.roseinfer.errors import ConfigError, ModelError
 from rosellm.roseinfer.loading.open import open_checkpoint
+from rosellm.roseinfer.server.defaults import load_defaults
 from rosellm.rosetrainer.checkpoint import load_checkpoint
 from rosellm.rosetrainer.export import export
 from rosellm.rosetrainer.model import build_model
@@ -119,3 +121,11 @@ def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "bare.pt")
     with pytest.raises(ConfigError, match="expected a checkpoint with model"):
         export(tmp_path / "bare.pt", tmp_path / "out")
+
+
+def test_a_default_temperature_travels_along(configure: MakeConfig, tmp_path: Path) -> None:
+    export(trained(configure, "llama"), tmp_path / "out", temperature=0.25)
+    written = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert written["temperature"] == 0.25
+    assert written["do_sample"] is True
+    assert load_defaults(tmp_path / "out", SamplingDefaults(), ()).temperature(None) == 0.25

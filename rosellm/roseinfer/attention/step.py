@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import KVStorage
-from rosellm.roseinfer.layers.rope import RopeSpec
+from rosellm.roseinfer.layers.rope import Angles, RopeSpec
 
 
 @dataclass(frozen=True)
@@ -19,14 +18,14 @@ class Step:
 
     Attributes:
         positions: [T] position of each token.
-        ropes: per rotary embedding in use, cos and sin of those positions.
+        ropes: the rotary embeddings in use, at those positions.
         backend: how attention is computed.
         metas: per KV group, the backend's description of this step.
         storage: keys and values of all layers.
     """
 
     positions: Tensor
-    ropes: Mapping[RopeSpec, tuple[Tensor, Tensor]]
+    ropes: Angles
     backend: AttentionBackend
     metas: tuple[Any, ...]
     storage: KVStorage

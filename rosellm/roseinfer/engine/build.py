@@ -10,21 +10,20 @@ from pathlib import Path
 import torch
 
 import rosellm
-from rosellm.roseinfer.attention.reference import ReferenceAttention
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.config import CacheConfig, EngineConfig
 from rosellm.roseinfer.engine.core import EngineCore
+from rosellm.roseinfer.engine.load import Source, fill
 from rosellm.roseinfer.errors import ConfigError, ModelError
-from rosellm.roseinfer.kernels.table import choose_ops
-from rosellm.roseinfer.loading.assign import load_weights
-from rosellm.roseinfer.loading.checkpoint import Checkpoint
+from rosellm.roseinfer.kernels.table import Ops, choose_ops
+from rosellm.roseinfer.loading.assign import Place
 from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.models.skeleton import Model
-from rosellm.roseinfer.models.spec import Architecture, ModelSpec
+from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import memory, resolve
 from rosellm.roseinfer.runner.model_runner import ModelRunner
 
@@ -45,20 +44,22 @@ def build_engine(
     spec = architecture.read_config(checkpoint.config).with_pooling(checkpoint.pooling)
     device, device_decision = resolve.resolve_device(config.model)
     dtype, dtype_decision = resolve.resolve_dtype(config.model, checkpoint.dtype, device)
-    ops = choose_ops(device)
+    recipe = resolve.resolve_quantization(config.model, checkpoint.recipe)
+    ops = choose_ops(device, config.model.kernels)
     with torch.device("meta"):
         model = architecture.build(ops, spec)
+    model.hold(recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
     size = partial(resolve.resolve_cache, config, spec, dtype, device, step_tokens)
-    size(_beside_weights(model, dtype, device))  # what cannot work is refused before loading
-    model.allocate(dtype, device)
-    _fill(model, architecture, checkpoint, on_progress)
+    size(_beside_weights(model, ops, dtype, device))  # what cannot work is refused before loading
+    source = Source(config.model.model, checkpoint, architecture.weights)
+    came_from = fill(model, source, recipe, Place(dtype, device), on_progress)
     plan = size(memory.available(device))
     block_size = config.cache.block_size
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, dtype, device)
-    backend = ReferenceAttention(block_size, device)
+    backend = ops.attention(block_size, device)
     promised = ops.invariant and backend.invariant
-    invariant = promised and model.rows_are_independent()
+    invariant = promised and model.rows_are_independent(dtype, device)
     facts = Ready(
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab_size,
@@ -71,15 +72,16 @@ def build_engine(
             device,
             invariant,
             # rope scalings may depend on the longest sequence that is served
-            [str(dtype), ops.name, backend.name, repr(spec), str(plan.max_model_len)],
+            [str(dtype), repr(recipe), ops.name, backend.name, repr(spec), str(plan.max_model_len)],
         ),
         decisions=[
             device_decision,
             dtype_decision,
+            *resolve.explain_quantization(recipe, came_from or "as they are stored"),
             *plan.decisions,
             step_decision,
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
-            Decision("attention", backend.name, "paged, plain torch"),
+            Decision("attention", backend.name, "paged"),
             *([] if spec.generates else [Decision("vectors", spec.pooling, "an encoder")]),
         ],
         generates=spec.generates,
@@ -87,7 +89,7 @@ def build_engine(
         embedding_size=spec.hidden_size,
     )
     return EngineCore(
-        ModelRunner(model, storage, backend, device, plan.max_model_len, spec.pooling),
+        ModelRunner(model, ops, storage, backend, device, plan.max_model_len, spec.pooling),
         facts,
         config.scheduler,
         cache=_cache(config.cache, spec, plan),
@@ -103,24 +105,6 @@ def _cache(config: CacheConfig, spec: ModelSpec, plan: resolve.CachePlan) -> Cac
     return CacheManager(pools, config.block_size, config.prefix_cache and spec.causal, windows)
 
 
-def _fill(
-    model: Model,
-    architecture: Architecture,
-    checkpoint: Checkpoint,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Load the weights and lay them out for the kernels."""
-    done = 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        on_progress(Progress("loading weights", done, checkpoint.num_bytes))
-
-    load_weights(model, architecture.weights, checkpoint.tensors(), on_bytes)
-    model.pack()
-
-
 def _check(config: EngineConfig) -> None:
     if config.scheduler.max_num_seqs < 1:
         raise ConfigError("--max-num-seqs must be at least 1")
@@ -128,9 +112,10 @@ def _check(config: EngineConfig) -> None:
         raise ConfigError("--max-queue must be at least 1")
 
 
-def _beside_weights(model: Model, dtype: torch.dtype, device: torch.device) -> int:
+def _beside_weights(model: Model, ops: Ops, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes that will be free when the weights are loaded; ModelError if these have no room."""
-    needed, free = model.num_weights() * dtype.itemsize, memory.available(device)
+    needed = model.weight_bytes(dtype, quantized=ops.keeps_quantized)
+    free = memory.available(device)
     if needed > free:
         smaller = " or --dtype bfloat16" if dtype.itemsize > 2 else ""
         raise ModelError(

@@ -72,6 +72,10 @@ class EngineCore:
         )
         self._rows: list[Output] = []
 
+    @property
+    def runner(self) -> Runner:
+        return self._runner
+
     def add(self, message: Add) -> None:
         """Take a request in. A refusal is the request's only row in the next outputs."""
         error = self._refusal(message)

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rosellm.roseinfer.quant.tensor import QuantizedTensor
+
 Activation = Literal["silu_mul", "gelu_tanh_mul", "gelu_erf", "gelu_tanh"]
 """Those of two inputs end in "mul"."""
 
@@ -111,6 +113,13 @@ def pack_linear(
     if bias is not None and rows:
         bias = F.pad(bias, (0, rows))
     return PackedLinear(weight, bias, out_features, in_features, activation)
+
+
+def pack_quantized(
+    weight: QuantizedTensor, bias: Tensor | None, activation: Activation | None, dtype: torch.dtype
+) -> PackedLinear:
+    """Lay out the numbers that a quantised weight means, in the type that is computed in."""
+    return pack_linear(weight.dequantize(dtype), bias, activation)
 
 
 def linear(x: Tensor, packed: PackedLinear) -> Tensor:

@@ -6,52 +6,119 @@ faster set can take the reference's place without a model knowing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rosellm.roseinfer.attention import by_parts
+from rosellm.roseinfer.attention.base import AttentionBackend
+from rosellm.roseinfer.attention.native import NativeAttention
+from rosellm.roseinfer.attention.reference import ReferenceAttention
 from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
-from rosellm.roseinfer.kernels import reference
-from rosellm.roseinfer.kernels.reference import Activation, PackedLinear
+from rosellm.roseinfer.cache.storage import KVStorage
+from rosellm.roseinfer.config import Kernels
+from rosellm.roseinfer.kernels import logprobs, reference, sampling
+from rosellm.roseinfer.kernels.cpu.library import Library, Unavailable, load
+from rosellm.roseinfer.kernels.cpu.ops import NativeOps
+from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
+from rosellm.roseinfer.kernels.reference import Activation
+from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
+from rosellm.roseinfer.quant.tensor import QuantizedTensor
+from rosellm.roseinfer.step import LogitRow
+
+if TYPE_CHECKING:
+    from rosellm.roseinfer.models.skeleton import Model
+
+Forward = Callable[[Tensor, Step], Tensor]
 
 
 @dataclass(frozen=True)
 class Ops:
     """One implementation of every operation. Signatures are those in ``reference``; that of
-    ``attend`` is in ``attention.by_parts``.
+    ``attend`` is in ``attention.by_parts``, of ``draw`` in ``sampling``, of ``logprobs_of`` in
+    ``logprobs``.
 
     Attributes:
         name: what start-up calls it.
         invariant: whether it keeps the promise of schedule-invariance.
         reason: why it was chosen.
+        forward: a model as a step runs it: token ids [T] to hidden states [T, H].
+        attention: makes the backend, for blocks of so many tokens.
+        keeps_quantized: whether a packed quantised weight takes its own size, not the model's type.
     """
 
     name: str
     invariant: bool
     reason: str
-    pack_linear: Callable[[Tensor, Tensor | None, Activation | None], PackedLinear]
-    linear: Callable[[Tensor, PackedLinear], Tensor]
-    embedding: Callable[[Tensor, PackedLinear], Tensor]
+    pack_linear: Callable[[Tensor, Tensor | None, Activation | None], Any]
+    pack_quantized: Callable[[QuantizedTensor, Tensor | None, Activation | None, torch.dtype], Any]
+    linear: Callable[[Tensor, Any], Tensor]
+    embedding: Callable[[Tensor, Any], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     attend: Callable[[Tensor, Heads, HeadNorms | None, Step], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
+    draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None], Tensor]
+    logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+    forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
+    attention: Callable[[int, torch.device], AttentionBackend]
+    keeps_quantized: bool = False
 
 
-def choose_ops(device: torch.device) -> Ops:
-    """The best implementation for a device."""
+def choose_ops(device: torch.device, wanted: Kernels = "auto") -> Ops:
+    """The best implementation for a device, or the one that is wanted."""
+    if wanted == "reference":
+        return reference_ops("asked for by --kernels")
+    if device.type != "cpu":
+        return reference_ops(f"plain torch on {device.type}; no faster kernels are built yet")
+    library = load()
+    if isinstance(library, Unavailable):
+        return reference_ops(library.reason)
+    return native_ops(library)
+
+
+def reference_ops(reason: str) -> Ops:
+    """Everything in plain torch."""
     return Ops(
         name="reference",
         invariant=True,
-        reason=f"plain torch on {device.type}; no faster kernels are built yet",
+        reason=reason,
         pack_linear=reference.pack_linear,
+        pack_quantized=reference.pack_quantized,
         linear=reference.linear,
         embedding=reference.embedding,
         rms_norm=reference.rms_norm,
         layer_norm=reference.layer_norm,
         attend=by_parts.attend,
         route=reference.route,
+        draw=sampling.draw,
+        logprobs_of=logprobs.logprobs_of,
+        forward=lambda model, _storage, _ropes: model,
+        attention=ReferenceAttention,
+    )
+
+
+def native_ops(library: Library) -> Ops:
+    """Everything on the native kernels."""
+    native, tokens = NativeOps(library), NativeSampling(library)
+    return Ops(
+        name="native",
+        invariant=True,
+        reason=library.describe(),
+        pack_linear=native.pack_linear,
+        pack_quantized=native.pack_quantized,
+        linear=native.linear,
+        embedding=native.embedding,
+        rms_norm=native.rms_norm,
+        layer_norm=native.layer_norm,
+        attend=native.attend,
+        route=native.route,
+        draw=tokens.draw,
+        logprobs_of=tokens.logprobs_of,
+        forward=native.forward,
+        attention=lambda block_size, _device: NativeAttention(block_size, library),
+        keeps_quantized=True,
     )

@@ -1,17 +1,70 @@
-"""A linear layer whose weight may be fused from several of the checkpoint's."""
+"""Layers with a matrix: a product, whose weight may be fused from several, and a table."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rosellm.roseinfer.kernels.reference import Activation, PackedLinear
+from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.table import Ops
+from rosellm.roseinfer.quant.formats import Format
+from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 _PROBE_ROWS = 5
 
 
-class Linear(nn.Module):
+class Matrix(nn.Module):
+    """A weight [rows, columns], perhaps with a bias, that the kernels lay out in their own way.
+
+    Attributes:
+        format: in which the weight is held; None for the model's own type.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    format: Format | None = None
+
+    def __init__(self, ops: Ops, activation: Activation | None = None) -> None:
+        super().__init__()
+        self._ops = ops
+        self._activation = activation
+        self._packed: Any = None
+
+    @property
+    def packed(self) -> Any:
+        """The weight in the kernels' layout."""
+        assert self._packed is not None, "pack() comes before the first use"
+        return self._packed
+
+    def pack(self) -> None:
+        """Lay the loaded weight out for the kernels; the plain one is let go of."""
+        self._packed = self._ops.pack_linear(self.weight.data, self._bias(), self._activation)
+        self._drop_plain()
+
+    def pack_quantized(self, weight: QuantizedTensor, dtype: torch.dtype) -> None:
+        """The same of a quantised weight, where the format asks for one.
+
+        Args:
+            dtype: the model's, for kernels that compute in it.
+        """
+        bias = self._bias()
+        self._packed = self._ops.pack_quantized(weight, bias, self._activation, dtype)
+        self._drop_plain()
+
+    def let_go(self) -> None:
+        """Forget the laid out weight too: this module will not be used again."""
+        self._packed = None
+
+    def _drop_plain(self) -> None:
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def _bias(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.data
+
+
+class Linear(Matrix):
     """y = x W^T + b, or an activation of that.
 
     Args:
@@ -31,51 +84,39 @@ class Linear(nn.Module):
         bias: bool,
         activation: Activation | None = None,
     ) -> None:
-        super().__init__()
-        self._activation = activation
+        super().__init__(ops, activation)
         self.parts = parts
         self.in_features = in_features
-        self._ops = ops
         out_features = sum(parts.values())
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
-        self._packed: PackedLinear | None = None
 
-    def part(self, fused: Tensor, name: str) -> Tensor:
-        """The rows of the weight or bias that belong to one part: a view."""
+    def rows_of(self, name: str) -> slice:
+        """The rows of the weight and bias that belong to one part."""
         start = 0
         for part, rows in self.parts.items():
             if part == name:
-                return fused[start : start + rows]
+                return slice(start, start + rows)
             start += rows
         raise KeyError(name)
-
-    def pack(self) -> None:
-        """Lay the loaded weight out for the kernels; the plain one is let go of."""
-        bias = None if self.bias is None else self.bias.data
-        self._packed = self._ops.pack_linear(self.weight.data, bias, self._activation)
-        self.weight.data = self.weight.data.new_empty(0)
 
     def share(self, table: Embedding) -> None:
         """Use an embedding's table as the weight (tied); the own one is never filled."""
         self._packed = table.packed
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self._packed is not None, "pack() comes before the first use"
-        return self._ops.linear(x, self._packed)
+        return self._ops.linear(x, self.packed)
 
-    def rows_are_independent(self) -> bool:
+    def rows_are_independent(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Try on this machine whether a row has the same bits alone as among others."""
-        assert self._packed is not None, "pack() comes before the first use"
-        count, width = _PROBE_ROWS, self._packed.in_features
-        weight = self._packed.weight
-        rows = torch.linspace(-1, 1, count * width, device=weight.device).sin().to(weight.dtype)
+        count, width = _PROBE_ROWS, self.in_features
+        rows = torch.linspace(-1, 1, count * width, device=device).sin().to(dtype)
         rows = rows.view(count, width)
         together = self(rows)
         return torch.equal(self(rows[3:4])[0], together[3])
 
 
-class Embedding(nn.Module):
+class Embedding(Matrix):
     """A table of rows; a head may share it.
 
     Args:
@@ -84,18 +125,23 @@ class Embedding(nn.Module):
     """
 
     def __init__(self, ops: Ops, rows: int, width: int, *, scale: float | None = None) -> None:
-        super().__init__()
-        self._ops = ops
+        super().__init__(ops)
         self._scale = scale
         self.weight = nn.Parameter(torch.empty(rows, width), requires_grad=False)
-        self.packed: PackedLinear
+        self.bias = None
 
     def pack(self) -> None:
-        self.packed = self._ops.pack_linear(self.weight.data, None, None)
-        self.weight.data = self.weight.data.new_empty(0)
+        self._round_scale(self.weight.dtype)
+        super().pack()
+
+    def pack_quantized(self, weight: QuantizedTensor, dtype: torch.dtype) -> None:
+        self._round_scale(dtype)
+        super().pack_quantized(weight, dtype)
+
+    def _round_scale(self, dtype: torch.dtype) -> None:
+        if self._scale is not None:
+            self._scale = torch.tensor(self._scale, dtype=dtype).item()
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = self._ops.embedding(ids, self.packed)
-        if self._scale is None:
-            return rows
-        return rows * torch.tensor(self._scale, dtype=rows.dtype).item()
+        return rows if self._scale is None else rows * self._scale

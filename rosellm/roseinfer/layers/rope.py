@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,7 @@ class RopeSpec:
 
 
 class RopeTable:
-    """cos and sin of every position, fp32, computed once.
+    """cos and sin of every position, fp32 [max_positions, dim / 2], computed once.
 
     The angles are built on the CPU whatever the device, so that a position's bits are the
     same everywhere.
@@ -38,9 +39,23 @@ class RopeTable:
     def __init__(self, spec: RopeSpec, max_positions: int, device: torch.device) -> None:
         frequencies = spec.scaling.frequencies(spec.theta, spec.dim, max_positions)
         angles = torch.arange(max_positions).float()[:, None] * frequencies
-        self._cos = (angles.cos() * spec.scaling.amplitude).to(device)
-        self._sin = (angles.sin() * spec.scaling.amplitude).to(device)
+        self.cos = (angles.cos() * spec.scaling.amplitude).to(device)
+        self.sin = (angles.sin() * spec.scaling.amplitude).to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for positions [T], each [T, dim / 2]."""
-        return self._cos[positions], self._sin[positions]
+        return self.cos[positions], self.sin[positions]
+
+
+class Angles:
+    """What the rotary embeddings of a model are at a step's positions, computed when asked for."""
+
+    def __init__(self, tables: Mapping[RopeSpec, RopeTable], positions: Tensor) -> None:
+        self._tables, self._positions = tables, positions
+        self._known: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
+
+    def __getitem__(self, spec: RopeSpec) -> tuple[Tensor, Tensor]:
+        """cos and sin of one embedding, each [T, dim / 2]."""
+        if spec not in self._known:
+            self._known[spec] = self._tables[spec].at(self._positions)
+        return self._known[spec]

@@ -58,7 +58,8 @@ class LLM:
 
     Args:
         model: a Hugging Face folder, a rosetrainer ``.pt`` checkpoint (which needs
-            ``tokenizer``), or a hub id, ``org/name[@revision]``.
+            ``tokenizer``), or a hub id, ``org/name[@revision]``; None takes the small demo
+            model that comes with rosellm.
         tokenizer: to use instead of the model's own: a folder, a file or a hub id.
         settings: every other field of ``ModelConfig``, ``CacheConfig``, ``SchedulerConfig`` and
             ``SamplingDefaults`` (``config.py``) by its name.
@@ -74,7 +75,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | PathLike[str],
+        model: str | PathLike[str] | None = None,
         *,
         tokenizer: str | PathLike[str] | None = None,
         dtype: DType = "auto",

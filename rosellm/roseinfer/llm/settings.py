@@ -18,6 +18,7 @@ from rosellm.roseinfer.config import (
     SchedulerConfig,
     ServerConfig,
 )
+from rosellm.roseinfer.demo import model_or_demo
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.server.flags import Options, check_model, out_of_range
 
@@ -30,6 +31,8 @@ NAMES = frozenset(field.name for part in _PARTS for field in fields(part))
 def read_settings(given: Mapping[str, Any]) -> Options:
     """The configuration that fields of ``config.py``, given by name, amount to.
 
+    Without a model it is the demo model.
+
     Raises:
         ConfigError: a name that is none, or a value of the wrong type or out of its range.
     """
@@ -37,6 +40,7 @@ def read_settings(given: Mapping[str, Any]) -> Options:
         if name not in NAMES:
             raise ConfigError(f"unknown setting {name!r}{_hint(name)}")
     values = {name: _plain(value) for name, value in given.items()}
+    values["model"] = model_or_demo(values.get("model"), values.get("tokenizer"))
     engine = EngineConfig(
         model=_build(ModelConfig, values),
         cache=_build(CacheConfig, values),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.messages import Pooling
+from rosellm.roseinfer.quant.formats import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,8 @@ class Checkpoint:
         num_bytes: size of all tensors as stored.
         tensors: yields (name, tensor) pairs; tensors may be views of a mapped file.
         pooling: how vectors are made, where the checkpoint says so.
+        recipe: how it is quantised, where it is one that rosellm wrote; its tensors are then
+            for ``load_quantized``.
     """
 
     architecture: str
@@ -38,6 +41,7 @@ class Checkpoint:
     num_bytes: int
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     pooling: Pooling | None = None
+    recipe: Recipe | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:

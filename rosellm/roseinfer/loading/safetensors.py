@@ -16,6 +16,7 @@ from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.hub import CONFIG, INDEX, WEIGHTS, no_weights
 from rosellm.roseinfer.loading.checkpoint import Checkpoint, read_json
 from rosellm.roseinfer.loading.pooling import read_pooling
+from rosellm.roseinfer.quant.section import read_section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +33,16 @@ def open_folder(folder: Path) -> Checkpoint:
         raise ModelError(f"{folder / CONFIG}: no architectures; is it the config of a whole model?")
     files = _files(folder)
     dtype, num_bytes = _survey(files)
-    pooling = read_pooling(folder)
-    return Checkpoint(names[0], config, dtype, num_bytes, lambda: _tensors(files), pooling)
+    quantized = read_section(config, str(folder / CONFIG))
+    return Checkpoint(
+        architecture=names[0],
+        config=config,
+        dtype=quantized.dtype if quantized else dtype,
+        num_bytes=num_bytes,
+        tensors=lambda: _tensors(files),
+        pooling=read_pooling(folder),
+        recipe=quantized.recipe if quantized else None,
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -115,7 +124,9 @@ def _survey(files: list[Path]) -> tuple[str, int]:
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    from rosellm.roseinfer.loading.mapped import mapped_tensors
+
     for path in files:
         with _open(path, "pt") as reader:
-            for name in reader.keys():  # noqa: SIM118 - not a dict
-                yield name, reader.get_tensor(name)
+            for name, tensor in mapped_tensors(path):
+                yield name, reader.get_tensor(name) if tensor is None else tensor

@@ -15,6 +15,7 @@ from rosellm.roseinfer.layers.moe import MixtureOfExperts
 from rosellm.roseinfer.layers.norm import LayerNorm, RMSNorm
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import Architecture, ModelSpec
+from rosellm.roseinfer.quant.formats import Recipe
 
 
 def build_norm(ops: Ops, spec: ModelSpec) -> nn.Module:
@@ -103,6 +104,8 @@ class PreNormBlock(nn.Module):
 class Decoder(Model):
     """Embedding, blocks, norm, head."""
 
+    traceable = True
+
     def __init__(self, ops: Ops, architecture: Architecture, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.embed = Embedding(ops, spec.vocab_size, spec.hidden_size, scale=spec.embedding_scale)
@@ -113,14 +116,19 @@ class Decoder(Model):
         self.norm = build_norm(ops, spec)
         self.head = Linear(ops, spec.hidden_size, {"head": spec.vocab_size}, bias=False)
 
-    def pack(self) -> None:
-        super().pack()
+    def own_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules but a head whose weight is the embedding's."""
+        tied = self.spec.tied
+        return ((name, m) for name, m in self.named_modules() if not (tied and m is self.head))
+
+    def hold(self, recipe: Recipe) -> None:
+        super().hold(recipe)
+        if self.spec.tied:
+            self.embed.format = recipe.of("embed")
+
+    def finish(self) -> None:
         if self.spec.tied:
             self.head.share(self.embed)
-
-    def _own_modules(self) -> Iterator[nn.Module]:
-        """All modules but a head whose weight is the embedding's."""
-        return (m for m in self.modules() if not (self.spec.tied and m is self.head))
 
     def forward(self, ids: Tensor, step: Step, embeddings: Tensor | None = None) -> Tensor:
         x = self.embed(ids) if embeddings is None else embeddings

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rosellm.roseinfer.attention.step import Step
-from rosellm.roseinfer.layers.linear import Embedding, Linear
-from rosellm.roseinfer.layers.norm import RMSNorm
+from rosellm.roseinfer.layers.linear import Linear, Matrix
 from rosellm.roseinfer.models.spec import ModelSpec
+from rosellm.roseinfer.quant.formats import Recipe
 
 
 class Model(nn.Module):
-    """Base of the skeletons (``Decoder``, ``Encoder``)."""
+    """Base of the skeletons (``Decoder``, ``Encoder``).
+
+    Attributes:
+        traceable: whether ``forward`` calls nothing but layers and sums of their results, so that
+            it can be written down once and run as a program.
+    """
+
+    traceable: ClassVar[bool] = False
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -28,33 +36,44 @@ class Model(nn.Module):
         """Scores [R, vocabulary] in fp32 of hidden states [R, H]."""
         raise NotImplementedError
 
+    def own_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules whose parameters are their own, by name."""
+        yield from self.named_modules()
+
     def num_weights(self) -> int:
         """Numbers to load: all parameters, a table that the head shares once."""
-        return sum(p.numel() for module in self._own_modules() for p in module.parameters(False))
+        return sum(p.numel() for _, module in self.own_modules() for p in module.parameters(False))
 
-    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Give every parameter memory of its own, not filled yet; they may be on "meta" before.
+    def hold(self, recipe: Recipe) -> None:
+        """Say in which form each matrix will be held. Call once, before loading."""
+        for name, module in self.own_modules():
+            if isinstance(module, Linear):
+                module.format = recipe.of(name)
 
-        Not ``to_empty``: that looks at the meta tensors, for which torch imports sympy.
+    def weight_bytes(self, dtype: torch.dtype, *, quantized: bool) -> int:
+        """Memory of all weights before they are loaded.
+
+        Args:
+            dtype: the model's.
+            quantized: whether those in few bits take no more than these.
         """
-        for module in self._own_modules():
-            for name, old in list(module.named_parameters(recurse=False)):
-                new = torch.empty(old.shape, dtype=dtype, device=device)
-                setattr(module, name, nn.Parameter(new, requires_grad=False))
+        total = self.num_weights() * dtype.itemsize
+        for _, module in self.own_modules():
+            if quantized and isinstance(module, Matrix) and module.format is not None:
+                plain = module.weight.numel() * dtype.itemsize
+                total += module.format.num_bytes(*module.weight.shape) - plain
+        return total
 
-    def pack(self) -> None:
-        """Lay all weights out for the kernels. Call once, after loading."""
-        for module in self._own_modules():
-            if isinstance(module, Embedding | Linear | RMSNorm):
-                module.pack()
+    def keep_head(self) -> None:
+        """Let go of all weights that ``logits`` does without."""
+        del self.embed, self.blocks
+
+    def finish(self) -> None:
+        """What is left to do when every module has its weights. Call once."""
 
     @torch.inference_mode()
-    def rows_are_independent(self) -> bool:
+    def rows_are_independent(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Try one product of each shape on this machine: libraries choose their loops by shape."""
         layers = [module for module in self.modules() if isinstance(module, Linear)]
         shapes = {(*layer.parts.values(), layer.in_features): layer for layer in layers}
-        return all(layer.rows_are_independent() for layer in shapes.values())
-
-    def _own_modules(self) -> Iterator[nn.Module]:
-        """All modules whose parameters are their own."""
-        return self.modules()
+        return all(layer.rows_are_independent(dtype, device) for layer in shapes.values())

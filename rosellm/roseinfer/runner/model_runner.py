@@ -12,7 +12,8 @@ from torch import Tensor
 from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.cache.storage import KVStorage
-from rosellm.roseinfer.layers.rope import RopeTable
+from rosellm.roseinfer.kernels.table import Ops
+from rosellm.roseinfer.layers.rope import Angles, RopeTable
 from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.runner.inputs import StepInputs, build_inputs
@@ -54,6 +55,7 @@ class ModelRunner:
     """A model, its KV cache, and what they need to run a step.
 
     Args:
+        ops: what the model is made of, and what samples.
         max_model_len: positions that can occur.
         pooling: how a sequence's vector is made.
     """
@@ -61,6 +63,7 @@ class ModelRunner:
     def __init__(
         self,
         model: Model,
+        ops: Ops,
         storage: KVStorage,
         backend: AttentionBackend,
         device: torch.device,
@@ -68,6 +71,7 @@ class ModelRunner:
         pooling: Pooling = "last",
     ) -> None:
         self._model = model
+        self._ops = ops
         self._storage = storage
         self._backend = backend
         self._device = device
@@ -78,17 +82,30 @@ class ModelRunner:
             for rope in map(spec.rope_of, range(spec.num_layers))
             if rope is not None
         }
+        self._forward = ops.forward(model, storage, self._ropes)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Handle:
         """Compute the plan's tokens, write their KV, sample its logit rows."""
         inputs = build_inputs(plan, self._device)
-        hidden = self._model(inputs.ids, self._step(inputs))
+        hidden = self._hidden(inputs)
         chosen = None
         if inputs.logits:
-            chosen = sample(self._model.logits(hidden[inputs.rows]), inputs.logits)
-        scores = score(self._model.logits, hidden, inputs)
+            chosen = sample(self._model.logits(hidden[inputs.rows]), inputs.logits, self._ops)
+        scores = score(self._model.logits, hidden, inputs, self._ops)
         return Handle(plan, inputs, chosen, scores, self._vectors(plan, hidden))
+
+    @torch.inference_mode()
+    def hidden_states(self, plan: StepPlan) -> Tensor:
+        """Compute the plan's tokens and write their KV: [T, H], what ``model.logits`` takes."""
+        return self._hidden(build_inputs(plan, self._device)).clone()
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    def _hidden(self, inputs: StepInputs) -> Tensor:
+        return self._forward(inputs.ids, self._step(inputs))
 
     def _vectors(self, plan: StepPlan, hidden: Tensor) -> tuple[Tensor, ...]:
         """The vector of every work item that wants one, in fp32."""
@@ -107,7 +124,7 @@ class ModelRunner:
         )
         return Step(
             positions=inputs.positions,
-            ropes={rope: table.at(inputs.positions) for rope, table in self._ropes.items()},
+            ropes=Angles(self._ropes, inputs.positions),
             backend=self._backend,
             metas=metas,
             storage=self._storage,

@@ -12,6 +12,7 @@ from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig, Sch
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.messages import Decision
 from rosellm.roseinfer.models.spec import ModelSpec
+from rosellm.roseinfer.quant.formats import FORMATS, Recipe
 
 _CPU_SHARE = 0.5
 _GPU_SHARE = 0.9
@@ -48,6 +49,36 @@ def resolve_dtype(
     if name not in ("float32", "bfloat16", "float16"):
         name, reason = "float32", f"the checkpoint's {stored} is not computed in"
     return getattr(torch, name), Decision("dtype", name, reason)
+
+
+def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
+    """Which matrices are held in few bits, and how.
+
+    Args:
+        stored: the recipe by which the checkpoint is quantised already, if it is.
+    """
+    layers, head = config.quantization, config.head_quantization
+    if head == "auto":
+        head = "none" if layers == "none" else "int8"
+    asked = Recipe(FORMATS.get(layers), FORMATS.get(head))
+    if stored is None:
+        return asked
+    if asked not in (Recipe(), stored):
+        raise ConfigError(
+            f"--quantization {layers}: the model is quantised already ({_recipe(stored)}); "
+            "leave the flags for that out, or name the model it was made from"
+        )
+    return stored
+
+
+def explain_quantization(recipe: Recipe, reason: str) -> Sequence[Decision]:
+    """A recipe as a decision, if there is anything to say."""
+    return [] if recipe == Recipe() else [Decision("weights", _recipe(recipe), reason)]
+
+
+def _recipe(recipe: Recipe) -> str:
+    layers, head = (each.name if each else "not quantised" for each in (recipe.layers, recipe.head))
+    return f"{layers}, head {head}"
 
 
 def resolve_step_tokens(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rosellm.roseinfer.kernels.reference import tile_rows
+from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Logprobs
 from rosellm.roseinfer.runner.inputs import StepInputs
-from rosellm.roseinfer.runner.logprobs import logprobs_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Scores:
         ]
 
 
-def score(logits: Callable[[Tensor], Tensor], hidden: Tensor, inputs: StepInputs) -> Scores:
+def score(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, inputs: StepInputs, ops: Ops
+) -> Scores:
     """Score the step's scored positions.
 
     Args:
@@ -62,7 +64,7 @@ def score(logits: Callable[[Tensor], Tensor], hidden: Tensor, inputs: StepInputs
     for start in range(0, count, height):
         rows = slice(start, start + height)
         raw = logits(hidden[inputs.scored[rows]])
-        found = logprobs_of(raw, inputs.targets[rows], width)
+        found = ops.logprobs_of(raw, inputs.targets[rows], width)
         for whole, part in zip((scores.chosen, scores.ids, scores.values), found, strict=True):
             whole[rows] = part
     return scores

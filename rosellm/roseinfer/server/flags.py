@@ -23,6 +23,7 @@ from rosellm.roseinfer.config import (
     SchedulerConfig,
     ServerConfig,
 )
+from rosellm.roseinfer.demo import is_demo, model_or_demo
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.hub import hub_name, model_name, with_local_files
 from rosellm.roseinfer.hub_transfer import OnProgress
@@ -48,6 +49,11 @@ class Options:
     def model_name(self) -> str:
         """The name that requests use in ``model``."""
         return self.server.served_model_name or model_name(self.engine.model.model)
+
+    @property
+    def serves_demo(self) -> bool:
+        """Whether the model is the one that comes with rosellm."""
+        return is_demo(self.engine.model.model)
 
     @property
     def names_hub(self) -> bool:
@@ -85,9 +91,19 @@ class Parser(argparse.ArgumentParser):
             fill, self.fill = self.fill, None
             fill(self)
         namespace, unknown = super().parse_known_args(args, namespace)
+        self._fill_positionals(namespace, unknown)
         if unknown:  # said here, by the command whose flags they should have been
             self.error(self._about_unknown(unknown[0]))
         return namespace, unknown
+
+    def _fill_positionals(self, namespace: argparse.Namespace, unknown: list[str]) -> None:
+        """Words behind a flag, for positionals that may be left out: argparse gives those up at
+        the first flag it meets."""
+        for action in self._get_positional_actions():
+            if action.nargs == "?" and getattr(namespace, action.dest, None) is None:
+                if not unknown or unknown[0].startswith("-"):
+                    return
+                setattr(namespace, action.dest, unknown.pop(0))
 
     def _about_unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
@@ -114,22 +130,17 @@ def parser() -> Parser:
 def add_flags(target: argparse.ArgumentParser) -> None:
     """Add every flag of the server; absent flags leave no trace in the namespace."""
     target.formatter_class = Help
-    target.usage = "%(prog)s MODEL [options]"
-    target.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default=argparse.SUPPRESS,
-        help=model_help(),
-    )
+    target.usage = "%(prog)s [MODEL] [options]"
+    add_model(target)
     for config in CONFIGS:
         add_group(target, config)
     _add_shorthands(target)
 
 
-def model_help() -> str:
-    """What MODEL may be."""
-    return str(_fields(ModelConfig)["model"].metadata["help"])
+def add_model(target: argparse.ArgumentParser) -> None:
+    """Add MODEL, which may be left out: ``model_config`` says what is meant then."""
+    help = str(_fields(ModelConfig)["model"].metadata["help"])
+    target.add_argument("model", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help=help)
 
 
 def options(given: Mapping[str, Any]) -> Options:
@@ -140,7 +151,7 @@ def options(given: Mapping[str, Any]) -> Options:
     """
     values = _expand_shorthands(dict(given))
     engine = EngineConfig(
-        model=build(ModelConfig, values),
+        model=model_config(values),
         cache=build(CacheConfig, values),
         scheduler=build(SchedulerConfig, values),
     )
@@ -178,6 +189,16 @@ def build(config: type[Config], values: Mapping[str, Any]) -> Config:
     for name, complaint in out_of_range(config, own):
         raise ConfigError(f"{_names(name)[0]} {complaint}")
     return config(**own)
+
+
+def model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """``build`` for the model: the demo model where parsed values name none.
+
+    Raises:
+        ConfigError: a value is out of its range, or there is no demo model.
+    """
+    model = model_or_demo(values.get("model"), values.get("tokenizer"))
+    return build(ModelConfig, {**values, "model": model})
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -242,16 +263,13 @@ def _add_shorthands(target: argparse.ArgumentParser) -> None:
 
 def _expand_shorthands(values: dict[str, Any]) -> dict[str, Any]:
     model = _one_of(values, "model", {"model": "MODEL", "checkpoint_path": "--checkpoint-path"})
-    if model is None:
-        raise ConfigError(
-            "which model? pass a folder, a checkpoint or a hub id: rosellm serve MODEL"
-        )
     for dest, (_, dtype) in SHORTHANDS.items():
         if values.pop(dest, False):
             values[dest] = dtype
     spoken = {"dtype": "--dtype", **{dest: flag for dest, (flag, _) in SHORTHANDS.items()}}
     dtype = _one_of(values, "dtype", spoken)
-    return values | {"model": model} | ({"dtype": dtype} if dtype else {})
+    said = {"model": model, "dtype": dtype}
+    return values | {name: value for name, value in said.items() if value is not None}
 
 
 def _one_of(values: dict[str, Any], what: str, spoken: Mapping[str, str]) -> Any:

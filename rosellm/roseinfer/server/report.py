@@ -20,14 +20,18 @@ def loading() -> AbstractContextManager[Show]:
     return _bar() if sys.stderr.isatty() else _lines()
 
 
-def summary(name: str, ready: Ready, url: str, *, needs_key: bool) -> str:
-    """What is served, what was decided and why, and how to try it."""
+def summary(name: str, ready: Ready, url: str, *, needs_key: bool, about: str = "") -> str:
+    """What is served, what was decided and why, and how to try it.
+
+    Args:
+        about: what there is to say of the model beside its name.
+    """
     promise = (
         "schedule-invariant: the same bits whatever else is running"
         if ready.invariant
         else "not schedule-invariant: they may depend on what else is running"
     )
-    rows = [("model", name, "")]
+    rows = [("model", name, about)]
     rows += [(each.name, each.value, each.reason) for each in ready.decisions]
     rows += [("outputs", promise, ""), ("fingerprint", ready.fingerprint, "")]
     return "\n".join(
@@ -49,7 +53,7 @@ def curl(name: str, url: str, *, needs_key: bool, generates: bool) -> str:
     body: dict[str, Any] = {"model": name}
     if generates:
         path = "/v1/chat/completions"
-        body["messages"] = [{"role": "user", "content": "Tell me a story."}]
+        body["messages"] = [{"role": "user", "content": "Hello! Who are you?"}]
         body["max_tokens"] = 64
     else:
         path = "/v1/embeddings"

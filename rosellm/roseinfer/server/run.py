@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import uvicorn
 
+from rosellm.roseinfer.demo import ABOUT
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server import listen, report
@@ -46,7 +47,7 @@ async def _live(options: Options, sock: socket.socket, client: EngineClient) -> 
         service = await stop.unless_told(_load(options, client))
         gc.freeze()
         gc.enable()
-        return 0 if service is None else await _serve(service, sock, stop)
+        return 0 if service is None else await _serve(service, sock, stop, _about(options))
     finally:
         await client.stop()
 
@@ -56,11 +57,17 @@ async def _load(options: Options, client: EngineClient) -> Service:
         return await load_service(options, client, show)
 
 
-async def _serve(service: Service, sock: socket.socket, stop: _StopSignals) -> int:
+def _about(options: Options) -> str:
+    """What there is to say of the model beside its name."""
+    return f"{ABOUT}; another one: rosellm serve MODEL" if options.serves_demo else ""
+
+
+async def _serve(service: Service, sock: socket.socket, stop: _StopSignals, about: str) -> int:
     key = os.environ.get(KEY_VARIABLE)
     server = _server(service, key)
     listen.listen(sock)
-    text = report.summary(service.name, service.ready, listen.url(sock), needs_key=bool(key))
+    url = listen.url(sock)
+    text = report.summary(service.name, service.ready, url, needs_key=bool(key), about=about)
     print(text, file=sys.stderr, flush=True)
     endings = [
         asyncio.ensure_future(_end_when_told(server, service.pipeline, stop)),

@@ -1,9 +1,10 @@
 """Writes the model card of a trained demo model: every number comes from the run itself.
 
-    python -m rosellm.rosetrainer.recipes.demo.card --run DIR/run --results RESULTS.json --model OUT
+    python -m rosellm.rosetrainer.recipes.demo.card --runs DIR/run DIR/context-run \\
+        --results RESULTS.json --model OUT
 
-``RESULTS.json`` holds the last line that ``evaluate`` prints. The card goes into the exported
-model's folder.
+``--runs`` are the stages of the training in their order; ``RESULTS.json`` holds the last line that
+``evaluate`` prints. The card goes into the exported model's folder.
 """
 
 from __future__ import annotations
@@ -42,16 +43,14 @@ _ABOUT = {
 }
 
 
-def card(run: Path, results: dict[str, Any], model: Path) -> str:
+def card(runs: Sequence[Path], results: dict[str, Any], model: Path) -> str:
     """The text of the card.
 
     Raises:
-        ConfigError: the run's log is empty, or the model's config cannot be read.
+        ConfigError: a run's log is empty, or the model's config cannot be read.
     """
-    log = read_log(run / "log.jsonl")
-    losses = [row for row in log if "loss" in row]
-    if not losses:
-        raise ConfigError(f"{run / 'log.jsonl'}: no losses in it")
+    logs = [_log(run) for run in runs]
+    ends = [_losses(log)[-1] for log in logs]
     config = _read_json(model / "config.json")
     template = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
     return template.substitute(
@@ -62,10 +61,9 @@ def card(run: Path, results: dict[str, Any], model: Path) -> str:
         kv_heads=config["num_key_value_heads"],
         vocabulary=config["vocab_size"],
         context=f"{config['max_position_embeddings']:,}",
-        tokens=f"{losses[-1]['tokens'] / 1e6:,.0f}",
-        steps=f"{losses[-1]['step']:,}",
-        epochs=f"{losses[-1]['epoch'] + 1}",
-        curve=_curve(log),
+        tokens=" + ".join(f"{end['tokens'] / 1e6:,.1f}" for end in ends),
+        steps=" + ".join(f"{end['step']:,}" for end in ends),
+        curve=_curve(logs),
         prompts=results["prompts"],
         skills=_skills(results["skills"]),
         **_perplexity(results),
@@ -86,15 +84,28 @@ def _skills(rates: dict[str, float]) -> str:
     return "\n".join(["| skill | what | right |", "| --- | --- | --- |", *rows])
 
 
-def _curve(log: Sequence[dict[str, Any]]) -> str:
-    """Losses at a dozen steps of the run."""
-    validated = [row for row in log if "val_loss" in row]
-    shown = _spread(validated, _CURVE_ROWS)
-    rows = [
-        f"| {row['step']:,} | {_loss_at(log, row['step']):.3f} | {row['val_loss']:.3f} |"
-        for row in shown
-    ]
-    head = ["| step | training loss | validation loss |", "| --- | --- | --- |"]
+def _log(run: Path) -> list[dict[str, Any]]:
+    log = read_log(run / "log.jsonl")
+    if not _losses(log):
+        raise ConfigError(f"{run / 'log.jsonl'}: no losses in it")
+    return log
+
+
+def _losses(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in log if "loss" in row]
+
+
+def _curve(logs: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Losses at a dozen steps of each run."""
+    rows = []
+    for stage, log in enumerate(logs, start=1):
+        validated = [row for row in log if "val_loss" in row]
+        rows += [
+            f"| {stage} | {row['step']:,} | {_loss_at(log, row['step']):.3f} "
+            f"| {row['val_loss']:.3f} |"
+            for row in _spread(validated, _CURVE_ROWS)
+        ]
+    head = ["| stage | step | training loss | validation loss |", "| --- | --- | --- | --- |"]
     return "\n".join([*head, *rows])
 
 
@@ -127,12 +138,14 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the demo model's card.")
-    parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", required=True, help="folders of the training runs"
+    )
     parser.add_argument("--results", type=Path, required=True, help="what evaluate found, as JSON")
     parser.add_argument("--model", type=Path, required=True, help="folder of the exported model")
     options = parser.parse_args(arguments)
     try:
-        text = card(options.run, _read_json(options.results), options.model)
+        text = card(options.runs, _read_json(options.results), options.model)
         with one_line_errors(f"folder {options.model}"):
             write_text(options.model / "MODEL_CARD.md", text)
     except RosellmError as error:

@@ -3,7 +3,8 @@
     python -m rosellm.rosetrainer.recipes.demo.data --corpora ../shared/data --out DIR
     rosellm train DIR/demo.toml
 
-``train.jsonl`` holds everything, shuffled; ``valid.jsonl`` the dialogues that are held out;
+``train.jsonl`` holds everything, shuffled, and ``train-late.jsonl`` what the end of the training
+takes, in which weaker skills come more often; ``valid.jsonl`` the dialogues that are held out;
 ``valid-skills.jsonl`` questions that are held out; ``shakespeare.txt`` is for the GPT-2 of
 ``gpt2-fixture.toml``. The same seed gives the same files, byte for
 byte, with any number of workers.
@@ -25,11 +26,13 @@ from rosellm.roseinfer.errors import ConfigError, RosellmError
 from rosellm.rosetrainer.recipes.demo import corpora
 from rosellm.rosetrainer.recipes.demo.corpora import Dialogue, Example, Message
 from rosellm.rosetrainer.recipes.demo.overlap import benchmark_runs, overlaps, strings
-from rosellm.rosetrainer.recipes.demo.skills.mix import conversation
+from rosellm.rosetrainer.recipes.demo.skills.mix import Stage, conversation
 from rosellm.rosetrainer.recipes.demo.skills.source import Source
 
 SHARD = 5000
 """Skill examples that are made from one seed."""
+LATE = 10
+"""There are so many times fewer of them for the end of the training."""
 VALID_SKILLS = 1000
 """Skill examples for validation, of questions that are not trained on."""
 
@@ -66,18 +69,22 @@ def write_data(
         "dialogue": list(_lines(_dialogues(known, seed, dialogues), kept_out)),
         "gsm8k": list(_lines(corpora.gsm8k(folder), kept_out)),
         "shakespeare": list(_lines(corpora.shakespeare(folder, _source(seed, "play")), kept_out)),
-        "skills": list(_skills(_words_of(known), seed, examples, workers)),
+        "skills": list(_skills(_words_of(known), seed, "early", examples, workers)),
     }
     train = [line for lines in parts.values() for line in lines]
     random.Random(f"{seed} order").shuffle(train)
+    late = list(_skills(_words_of(known), seed, "late", examples // LATE, workers))
+    late += train[:: 4 * LATE]
+    random.Random(f"{seed} late order").shuffle(late)
     valid = [_line(corpora.as_conversation(each, 0, with_topic=True)) for each in held_out]
     fresh = Source(random.Random(f"{seed} valid"), fresh=True)
     asked = [_line(conversation(fresh)) for _ in range(VALID_SKILLS)]
     _write(out / "train.jsonl", train)
+    _write(out / "train-late.jsonl", late)
     _write(out / "valid.jsonl", valid)
     _write(out / "valid-skills.jsonl", asked)
     _write(out / "shakespeare.txt", corpora.plays(folder).splitlines())
-    for name in ("demo.toml", "gpt2-fixture.toml", "template.jinja"):
+    for name in ("demo.toml", "demo-context.toml", "gpt2-fixture.toml", "template.jinja"):
         _write(out / name, Path(__file__).with_name(name).read_text().splitlines())
     return {**{kind: len(lines) for kind, lines in parts.items()}, "valid": len(valid)}
 
@@ -95,9 +102,9 @@ def _words_of(known: list[Dialogue]) -> Words:
     return Words(corpora.corpus_words(known), corpora.corpus_phrases(known), openings)
 
 
-def _skills(words: Words, seed: int, examples: int, workers: int) -> Iterator[str]:
+def _skills(words: Words, seed: int, stage: Stage, examples: int, workers: int) -> Iterator[str]:
     sizes = [min(SHARD, examples - start) for start in range(0, examples, SHARD)]
-    make = partial(_shard, words, seed)
+    make = partial(_shard, words, seed, stage)
     if workers <= 1:
         made: Iterable[list[str]] = map(make, enumerate(sizes))
         yield from (line for lines in made for line in lines)
@@ -107,10 +114,10 @@ def _skills(words: Words, seed: int, examples: int, workers: int) -> Iterator[st
             yield from lines
 
 
-def _shard(words: Words, seed: int, shard: tuple[int, int]) -> list[str]:
+def _shard(words: Words, seed: int, stage: Stage, shard: tuple[int, int]) -> list[str]:
     number, size = shard
-    source = _source(seed, f"skills {number}", words)
-    return [_line(conversation(source, _opening(source, words))) for _ in range(size)]
+    source = _source(seed, f"skills {number}" if stage == "early" else f"late {number}", words)
+    return [_line(conversation(source, _opening(source, words), stage)) for _ in range(size)]
 
 
 def _opening(source: Source, words: Words) -> tuple[Message, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 from rosellm.rosetrainer.recipes.demo.skills import numbers, structure, talk, tools, words
@@ -18,6 +18,7 @@ from rosellm.rosetrainer.recipes.demo.skills.turn import Turn
 
 Message = dict[str, Any]
 Example = dict[str, Any]
+Stage = Literal["early", "late"]
 
 EVALUATION_SHARE = 16
 """One question in so many is kept for evaluation."""
@@ -25,31 +26,40 @@ EVALUATION_SHARE = 16
 
 @dataclass(frozen=True)
 class Skill:
-    """A maker of turns, and its share of the training examples."""
+    """A maker of turns, and its share of the training examples.
+
+    Attributes:
+        early, late: the share in the bulk of the training, and at its end, when what is still
+            weak comes more often.
+    """
 
     make: Callable[[Source], Turn]
-    weight: float
+    early: float
+    late: float
 
 
 SKILLS = {
-    "greeting": Skill(talk.greeting, 5),
-    "identity": Skill(talk.identity, 6),
-    "copy": Skill(words.copying, 14),
-    "spell": Skill(words.spelling, 7),
-    "upper case": Skill(words.upper, 10),
-    "lower case": Skill(words.lower, 4),
-    "sum": Skill(numbers.adding, 13),
-    "larger sum": Skill(numbers.larger_sum, 3),
-    "difference": Skill(numbers.subtracting, 3),
-    "name": Skill(words.naming, 7),
-    "json": Skill(structure.json_object, 15),
-    "tool call": Skill(tools.calling, 14),
-    "tools unused": Skill(tools.not_calling, 2),
-    "fact": Skill(talk.fact, 3),
-    "does not know": Skill(talk.unknown, 3),
+    "greeting": Skill(talk.greeting, 5, 5),
+    "identity": Skill(talk.identity, 6, 8),
+    "copy": Skill(words.copying, 14, 12),
+    "spell": Skill(words.spelling, 7, 7),
+    "upper case": Skill(words.upper, 10, 10),
+    "lower case": Skill(words.lower, 4, 4),
+    "sum": Skill(numbers.adding, 13, 28),
+    "larger sum": Skill(numbers.larger_sum, 3, 4),
+    "difference": Skill(numbers.subtracting, 3, 6),
+    "name": Skill(words.naming, 7, 8),
+    "json": Skill(structure.json_object, 15, 18),
+    "tool call": Skill(tools.calling, 14, 26),
+    "tools unused": Skill(tools.not_calling, 2, 3),
+    "fact": Skill(talk.fact, 3, 3),
+    "does not know": Skill(talk.unknown, 3, 3),
 }
-_WEIGHTS = [skill.weight for skill in SKILLS.values()]
 _MAKERS = [skill.make for skill in SKILLS.values()]
+WEIGHTS = {
+    "early": [skill.early for skill in SKILLS.values()],
+    "late": [skill.late for skill in SKILLS.values()],
+}
 _MORE_CALLS = (0, 1, 2, 3)
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -83,9 +93,11 @@ def evaluation(skill: str, source: Source, count: int) -> Iterator[Turn]:
             yield turn
 
 
-def conversation(source: Source, start: tuple[Message, ...] = ()) -> Example:
+def conversation(
+    source: Source, start: tuple[Message, ...] = (), stage: Stage = "early"
+) -> Example:
     """A training example: one question or a few, or some for the same tools."""
-    turns = _turns(source)
+    turns = _turns(source, stage)
     messages: list[Message] = [*start]
     if not start and source.chance(0.12):
         prompt = source.spoken(source.among(_SYSTEM_PROMPTS)).strip()
@@ -131,9 +143,9 @@ def _same_json(text: str, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def _turns(source: Source) -> list[Turn]:
+def _turns(source: Source, stage: Stage) -> list[Turn]:
     count = source.rng.choices((1, 2, 3), (0.6, 0.28, 0.12))[0]
-    turns = [_any_turn(source) for _ in range(count)]
+    turns = [_any_turn(source, stage) for _ in range(count)]
     with_tools = [turn for turn in turns if turn.tools]
     if with_tools:  # another question might be one for the tools
         turns = [with_tools[0], *_more_calls(with_tools[0], source)]
@@ -150,8 +162,8 @@ def _more_calls(turn: Turn, source: Source) -> list[Turn]:
     return [draw(lambda _source: again(), source) for _ in range(source.among(_MORE_CALLS))]
 
 
-def _any_turn(source: Source) -> Turn:
-    return draw(source.rng.choices(_MAKERS, _WEIGHTS)[0], source)
+def _any_turn(source: Source, stage: Stage) -> Turn:
+    return draw(source.rng.choices(_MAKERS, WEIGHTS[stage])[0], source)
 
 
 def _told(source: Source) -> list[Message]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rosellm.roseinfer.runner import noise
+from rosellm.roseinfer.kernels import noise
 
 # Known answers of philox4x32-10, from Random123's distribution (examples/kat_vectors).
 ONES = 0xFFFFFFFF

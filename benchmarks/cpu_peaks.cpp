@@ -1,0 +1,121 @@
+// What this processor can do at most: reading memory, and multiplying in registers.
+//
+// Each function is a tile for the kernels' own threads. Sums go through empty asm statements, so
+// that the compiler neither leaves them out nor adds them up beforehand.
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int SUMS = 16;  // independent, more than a multiplication takes to finish
+constexpr int64_t ROUNDS = 100000;
+
+#if defined(__AVX512F__)
+using Floats = __m512;
+#elif defined(__AVX__)
+using Floats = __m256;
+#else
+typedef float Floats __attribute__((vector_size(16)));
+#endif
+constexpr int64_t LANES = sizeof(Floats) / 4;
+
+#if defined(__x86_64__)
+#define KEEP(value) asm volatile("" : "+x"(value))
+#define KEEP_WIDE(value) asm volatile("" : "+v"(value))
+#else
+#define KEEP(value) asm volatile("" : "+w"(value))
+#endif
+
+struct Reading {
+    const char* data;
+    int64_t bytes;  // of a tile
+};
+
+}  // namespace
+
+extern "C" {
+
+// Operations of one tile of each kind; 0 if there is no such instruction.
+int64_t peak_fp32_operations() { return ROUNDS * SUMS * LANES * 2; }
+
+void peak_fp32(void*, int64_t, int) {
+    Floats sums[SUMS] = {}, one = {}, two = {};
+    KEEP(one);
+    KEEP(two);
+    for (int64_t i = 0; i < ROUNDS; i++) {
+#pragma GCC unroll 16
+        for (int s = 0; s < SUMS; s++) {
+#if defined(__AVX512F__)
+            sums[s] = _mm512_fmadd_ps(one, two, sums[s]);
+#elif defined(__FMA__)
+            sums[s] = _mm256_fmadd_ps(one, two, sums[s]);
+#else
+            sums[s] += one * two;
+#endif
+        }
+#pragma GCC unroll 16
+        for (int s = 0; s < SUMS; s++) KEEP(sums[s]);
+    }
+}
+
+#if defined(__AVX512BF16__)
+int64_t peak_bf16_operations() { return ROUNDS * SUMS * 64; }
+
+void peak_bf16(void*, int64_t, int) {
+    __m512 sums[SUMS] = {};
+    __m512i one = {}, two = {};
+    KEEP_WIDE(one);
+    KEEP_WIDE(two);
+    for (int64_t i = 0; i < ROUNDS; i++) {
+#pragma GCC unroll 16
+        for (int s = 0; s < SUMS; s++)
+            sums[s] = _mm512_dpbf16_ps(sums[s], (__m512bh)one, (__m512bh)two);
+#pragma GCC unroll 16
+        for (int s = 0; s < SUMS; s++) KEEP_WIDE(sums[s]);
+    }
+}
+#else
+int64_t peak_bf16_operations() { return 0; }
+void peak_bf16(void*, int64_t, int) {}
+#endif
+
+#if defined(__AVX512VNNI__)
+int64_t peak_int8_operations() { return ROUNDS * SUMS * 128; }
+
+void peak_int8(void*, int64_t, int) {
+    __m512i sums[SUMS] = {}, one = {}, two = {};
+    KEEP_WIDE(one);
+    KEEP_WIDE(two);
+    for (int64_t i = 0; i < ROUNDS; i++) {
+#pragma GCC unroll 16
+        for (int s = 0; s < SUMS; s++)
+            asm volatile("vpdpbusd %2, %1, %0" : "+v"(sums[s]) : "v"(one), "v"(two));
+    }
+}
+#else
+int64_t peak_int8_operations() { return 0; }
+void peak_int8(void*, int64_t, int) {}
+#endif
+
+// Four streams at a time, as of neighbouring rows.
+void peak_read(void* context, int64_t tile, int) {
+    const Reading& reading = *static_cast<const Reading*>(context);
+    const int64_t stream = reading.bytes / 4;
+    const char* from = reading.data + tile * reading.bytes;
+    Floats sums[4] = {};
+    for (int64_t at = 0; at < stream; at += int64_t(sizeof(Floats))) {
+#pragma GCC unroll 4
+        for (int s = 0; s < 4; s++) {
+            Floats values;
+            std::memcpy(&values, from + s * stream + at, sizeof values);
+            sums[s] += values;
+        }
+    }
+    for (int s = 0; s < 4; s++) KEEP(sums[s]);
+}
+
+}  // extern "C"

@@ -1,0 +1,1 @@
+"""Engines to be compared with ours: one module each, which knows how to get, tune and drive it."""

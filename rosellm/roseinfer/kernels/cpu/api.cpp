@@ -1,0 +1,138 @@
+// The C ABI: what Python calls. Nothing here computes.
+#include <cstring>
+
+#include "kernels.h"
+#include "matmul.h"
+#include "pool.h"
+#include "program.h"
+
+namespace rose {
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2() {  // and F16C, which is older
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+// The best level that this processor has, or the one of that name; null if it has none such.
+const Kernels* find_level(const char* name) {
+    auto fits = [name](const Kernels& level) {
+        return name == nullptr || std::strcmp(level.level, name) == 0;
+    };
+#if defined(__x86_64__)
+    if (fits(avx512_kernels) && has_avx512()) return &avx512_kernels;
+    if (fits(avx2_kernels) && has_avx2()) return &avx2_kernels;
+#endif
+    return fits(portable_kernels) ? &portable_kernels : nullptr;
+}
+
+const Kernels*& chosen() {
+    static const Kernels* level = find_level(nullptr);
+    return level;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen(); }
+
+}  // namespace rose
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Of what the library was built from: library.py refuses one that is left from other sources.
+const char* rose_interface() { return ROSE_INTERFACE; }
+
+const char* rose_level() { return rose::kernels().level; }
+
+// Take the level of that name, or the best one if null. Returns whether this processor has it.
+// Not while an operation runs.
+int rose_set_level(const char* name) {
+    const rose::Kernels* level = rose::find_level(name);
+    if (level) rose::chosen() = level;
+    return level != nullptr;
+}
+
+int rose_threads() { return rose::pool_size(); }
+void rose_set_threads(int count) { rose::resize_pool(count); }
+
+// Calls body(context, tile, worker) once for every tile, from several threads.
+void rose_run_tiles(int64_t tiles, rose::Body body, void* context) {
+    rose::run_tiles(tiles, body, context);
+}
+
+// -- products; see kernels.h
+
+// Bytes of a packed weight, whose data may be null; 0 if there is none such.
+int64_t rose_packed_bytes(const rose::Matrix* w) {
+    return rose::matmul::valid(*w) ? rose::matmul::bytes_of(*w) : 0;
+}
+void rose_pack(const rose::Matrix* w, int64_t first, int64_t count, const rose::Plain* rows) {
+    rose::kernels().pack(*w, first, count, *rows);
+}
+void rose_pack_codes(const rose::Matrix* w, int64_t first, int64_t count,
+                     const rose::Codes* rows) {
+    rose::kernels().pack_codes(*w, first, count, *rows);
+}
+void rose_linear(const rose::Rows* x, const rose::Matrix* w, int32_t finish, float* y,
+                 int64_t y_stride) {
+    rose::kernels().linear(*x, *w, static_cast<rose::Finish>(finish), y, y_stride);
+}
+void rose_lookup(const rose::Matrix* table, const int64_t* ids, int64_t count, float* y,
+                 int64_t y_stride) {
+    rose::kernels().lookup(*table, ids, count, y, y_stride);
+}
+
+void rose_search4(const rose::Plain* weight, const float* importance, const rose::Searched* out) {
+    rose::kernels().search4(*weight, importance, *out);
+}
+
+// -- rows and attention; see kernels.h
+
+void rose_rms_norm(const rose::Activations* x, const rose::Activations* out, const float* weight,
+                   float eps, const rose::Activations* residual) {
+    rose::kernels().rms_norm(*x, *out, weight, eps, residual);
+}
+void rose_layer_norm(const rose::Activations* x, const rose::Activations* out, const float* weight,
+                     const float* bias, float eps) {
+    rose::kernels().layer_norm(*x, *out, weight, bias, eps);
+}
+void rose_add(const rose::Activations* x, const rose::Activations* other,
+              const rose::Activations* out) {
+    rose::kernels().add(*x, *other, *out);
+}
+void rose_qkv_to_cache(const rose::QkvToCache* qkv, const rose::KvCache* cache) {
+    rose::kernels().qkv_to_cache(*qkv, *cache);
+}
+void rose_slots(const rose::Sequences* step, int64_t* out) { rose::kernels().slots(*step, out); }
+void rose_attention(const rose::Attention* heads, const rose::Sequences* step,
+                    const rose::KvCache* cache) {
+    rose::kernels().attention(*heads, *step, *cache);
+}
+
+// -- tokens; see kernels.h
+
+void rose_draw(const rose::Activations* logits, const rose::Allowed* allowed,
+               const rose::Sampling* wanted, int64_t* tokens) {
+    rose::kernels().draw(*logits, *allowed, wanted, tokens);
+}
+void rose_logprobs(const rose::Activations* logits, const int64_t* tokens, float* chosen,
+                   const rose::Likeliest* likeliest) {
+    rose::kernels().logprobs(*logits, tokens, chosen, *likeliest);
+}
+
+// -- a whole forward; see program.h
+
+void rose_run(const rose::Program* program, const rose::Step* step) {
+    rose::run(*program, *step);
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,50 @@
+// One dispatch level: compiled once for each, with that level's instructions allowed.
+#include "kernels.h"
+
+#if defined(ROSE_AVX512)
+#define ROSE_KERNELS avx512_kernels
+#define ROSE_LEVEL avx512
+#elif defined(ROSE_AVX2)
+#define ROSE_KERNELS avx2_kernels
+#define ROSE_LEVEL avx2
+#else
+#define ROSE_KERNELS portable_kernels
+#define ROSE_LEVEL portable
+#endif
+#define ROSE_TEXT(name) #name
+#define ROSE_NAME(name) ROSE_TEXT(name)
+
+#include "matmul.inl"
+#include "pack.inl"
+#include "rows.inl"
+#include "attention.inl"
+#include "search.inl"
+#include "sample.inl"
+
+namespace rose {
+namespace {
+
+constexpr Kernels all_kernels() {
+    Kernels table{};
+    table.level = ROSE_NAME(ROSE_LEVEL);
+    table.linear = matmul::linear;
+    table.lookup = matmul::lookup;
+    table.pack = matmul::pack;
+    table.pack_codes = matmul::pack_codes;
+    table.search4 = search::search4;
+    table.rms_norm = rms_norm;
+    table.layer_norm = layer_norm;
+    table.add = add;
+    table.qkv_to_cache = qkv_to_cache;
+    table.slots = slots;
+    table.attention = attention;
+    table.draw = draw;
+    table.logprobs = logprobs;
+    return table;
+}
+
+}  // namespace
+
+const Kernels ROSE_KERNELS = all_kernels();
+
+}  // namespace rose

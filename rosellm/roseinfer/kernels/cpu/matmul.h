@@ -1,0 +1,105 @@
+// How a packed weight lies in memory: the same bytes for every dispatch level.
+//
+// Sixteen outputs make a tile, whose numbers lie in the order in which they are needed: inputs
+// outside, outputs inside. Tiles follow each other, each a multiple of 64 bytes; inputs and outputs
+// that fill up are 0.
+//
+//   fp32, fp16  [k][16]
+//   bf16        [k / 2][16][2]
+//   int8        for every two groups: scales fp16 [2][16], then codes + 128, uint8 [k / 4][16][4]
+//   int4        for every block of 128 inputs: scales fp16 [16]; steps [16], a nibble for each part
+//               of 32; offsets [16], a byte for each part; codes [k / 8][16][4], the first four
+//               inputs in the low halves of the bytes, the next four in the high ones. The blocks of
+//               a group have the same scales
+#pragma once
+
+#include "kernels.h"
+
+namespace rose {
+namespace {
+namespace matmul {
+
+constexpr int64_t TILE = 16;         // outputs of a tile
+constexpr int64_t LINE = 64;         // bytes
+constexpr int64_t PART = 32;         // inputs of an int4 block that share a step and an offset
+constexpr int64_t PARTS = 4;         // of a block
+constexpr int64_t HEAD4 = 2 * LINE;  // bytes before a block's codes
+constexpr int64_t BLOCK4 = HEAD4 + PARTS * PART * TILE / 2;
+constexpr int64_t LARGEST_GROUP = 256;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline bool quantised(const Matrix& w) { return w.format == INT8 || w.format == INT4; }
+
+inline bool valid(const Matrix& w) {
+    if (w.n < 1 || w.k < 1 || (w.gated && w.n % 2)) return false;
+    const int64_t least = w.format == INT4 ? PART * PARTS : PART;
+    if (quantised(w)) return w.group >= least && w.group % least == 0 && w.group <= LARGEST_GROUP;
+    return w.format == FP32 || w.format == FP16 || w.format == BF16;
+}
+
+// The inputs of a packed row.
+inline int64_t padded_k(const Matrix& w) { return round_up(w.k, quantised(w) ? PART : 2); }
+
+inline int64_t groups_of(const Matrix& w) { return ceil_div(w.k, w.group); }
+
+inline int64_t tiles_of(const Matrix& w) {
+    return w.gated ? 2 * ceil_div(w.n / 2, TILE) : ceil_div(w.n, TILE);
+}
+
+inline int64_t bytes_of_tile(const Matrix& w) {
+    const int64_t cells = padded_k(w) * TILE;
+    switch (w.format) {
+        case FP32: return cells * 4;
+        case INT8: return cells + ceil_div(groups_of(w), 2) * LINE;
+        case INT4: return cells / 2 + ceil_div(w.k, PART * PARTS) * HEAD4;
+        default: return cells * 2;
+    }
+}
+
+inline int64_t bytes_of(const Matrix& w) { return tiles_of(w) * bytes_of_tile(w); }
+
+inline char* tile_at(const Matrix& w, int64_t tile) {
+    return static_cast<char*>(w.data) + tile * bytes_of_tile(w);
+}
+
+// Where a group's scales are in its tile.
+inline int64_t scales_at(const Matrix& w, int64_t group) {
+    if (w.format == INT4) return group * w.group / (PART * PARTS) * BLOCK4;
+    return group / 2 * (LINE + 2 * w.group * TILE) + group % 2 * (LINE / 2);
+}
+
+// Where a group's codes are in its tile, of int8.
+inline int64_t codes_at(const Matrix& w, int64_t group) {
+    return (group / 2 + 1) * LINE + group * w.group * TILE;
+}
+
+// An int4 part's place: its block in the tile, and its number there.
+struct Part {
+    int64_t block;
+    int number;
+
+    explicit Part(int64_t part) : block(part / PARTS * BLOCK4), number(int(part % PARTS)) {}
+
+    int64_t steps() const { return block + LINE / 2; }
+    int64_t offsets() const { return block + LINE; }
+    int64_t codes() const { return block + HEAD4 + number * (PART / 8) * LINE; }
+};
+
+// Where an output row lies: its tile, and its column there.
+struct Place {
+    int64_t tile, column;
+};
+
+inline Place place_of(const Matrix& w, int64_t row) {
+    if (!w.gated) return {row / TILE, row % TILE};
+    const int64_t half = w.n / 2, in_half = row % half;
+    return {in_half / TILE * 2 + row / half, in_half % TILE};
+}
+
+}  // namespace matmul
+}  // namespace
+}  // namespace rose

@@ -1,0 +1,304 @@
+// The product of rows with a packed weight.
+//
+// Rows are prepared once (prepare.inl), in blocks that stay in the cache. Tiles of outputs are
+// taken in panels, a unit of work being some panels and some tiles of rows: where there are many
+// rows, a panel's weights stay in the second-level cache while the rows go past. Sums of a tile of
+// rows and a panel (tiles.inl) are finished while they are in the first-level cache.
+#pragma once
+
+#include "matmul.h"
+#include "pool.h"
+#include "tiles.inl"
+
+namespace rose {
+namespace {
+namespace matmul {
+
+// -- Which innermost loop ----------------------------------------------------------------------
+
+using Loop = void (*)(const Panel& panel, int c, const char* prepared, float* sums);
+
+// The loops for R rows, by how many tiles they take side by side; null where registers are short.
+struct Loops {
+    int rows;
+    Loop one, two, four;
+};
+
+template <class T>
+struct Floats {
+    template <int R, int C>
+    static constexpr Loop loop = float_tiles<T, R, C>;
+};
+template <bool FOLDED>
+struct Points {
+    template <int R, int C>
+    static constexpr Loop loop = point_tiles<FOLDED, R, C>;
+};
+#if defined(ROSE_AVX512)
+struct Pairs {
+    template <int R, int C>
+    static constexpr Loop loop = pair_tiles<R, C>;
+};
+#endif
+
+template <class Kind, int R, int WIDEST>
+constexpr Loops loops() {
+    Loops all{R, Kind::template loop<R, 1>, nullptr, nullptr};
+    if constexpr (WIDEST >= 2) all.two = Kind::template loop<R, 2>;
+    if constexpr (WIDEST >= 4) all.four = Kind::template loop<R, 4>;
+    return all;
+}
+
+// The loops of a kind, by ascending rows.
+struct Family {
+    const Loops* all;
+    int count;
+
+    int64_t most_rows() const { return all[count - 1].rows; }
+
+    // The least that hold so many rows.
+    const Loops& holding(int64_t rows) const {
+        int i = 0;
+        while (all[i].rows < rows) i++;
+        return all[i];
+    }
+};
+
+template <int COUNT>
+constexpr Family family(const Loops (&all)[COUNT]) {
+    return {all, COUNT};
+}
+
+#if defined(ROSE_AVX512)
+template <class Kind>
+constexpr Loops FEW[] = {loops<Kind, 1, 4>(), loops<Kind, 2, 4>(), loops<Kind, 3, 4>(),
+                         loops<Kind, 4, 4>(), loops<Kind, 6, 2>(), loops<Kind, 8, 2>()};
+template <class Kind>
+constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3],
+                          FEW<Kind>[4], FEW<Kind>[5], loops<Kind, 12, 2>()};
+#elif defined(ROSE_AVX2)
+template <class Kind>
+constexpr Loops FEW[] = {loops<Kind, 1, 2>(), loops<Kind, 2, 1>()};
+template <class Kind>
+constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], loops<Kind, 3, 1>(), loops<Kind, 4, 1>(),
+                          loops<Kind, 6, 1>()};
+template <>
+constexpr Loops MANY<Points<false>>[] = {loops<Points<false>, 1, 2>(),
+                                         loops<Points<false>, 2, 1>()};
+#else
+template <class Kind>
+constexpr Loops FEW[] = {loops<Kind, 1, 1>(), loops<Kind, 2, 1>()};
+template <class Kind>
+constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], loops<Kind, 4, 1>()};
+#endif
+
+// The loops that read a format as it lies: those of a folded one are for few rows.
+inline Family family_of(const Matrix& w) {
+    switch (w.format) {
+        case FP32: return family(MANY<Floats<float>>);
+        case FP16: return family(FEW<Floats<fp16>>);
+#if defined(ROSE_AVX512)
+        case BF16: return family(MANY<Pairs>);
+#else
+        case BF16: return family(FEW<Floats<bf16>>);
+#endif
+        case INT8: return family(MANY<Points<false>>);
+        default: return family(FEW<Points<true>>);
+    }
+}
+
+// Those that read it unfolded, if it is a folded one.
+inline Family unfolded_family_of(const Matrix& w) {
+    if (!folded(w)) return family_of(w);
+    return w.format == INT4 ? family(MANY<Points<false>>) : family(MANY<Floats<float>>);
+}
+
+// -- Finishing ---------------------------------------------------------------------------------
+
+// Where results go, and what is done to them first.
+struct Target {
+    const Matrix& w;
+    Finish finish;
+    float* y;
+    int64_t stride;
+};
+
+ROSE_INLINE F activated(Finish finish, F value) {
+    switch (finish) {
+        case GELU_TANH:
+        case GELU_TANH_MUL: return gelu_tanh(value);
+        case GELU_ERF: return gelu_erf(value);
+        case SILU_MUL: return silu(value);
+        default: return value;
+    }
+}
+
+// Sums of LANES outputs, the first of which is `output`; `there` of them exist.
+ROSE_INLINE F with_bias(const Matrix& w, const float* sums, int64_t output, int64_t there) {
+    if (!w.bias) return load(sums);
+    const float* bias = w.bias + output;
+    return load(sums) + (there >= LANES ? load(bias) : load_part(bias, there));
+}
+
+ROSE_INLINE void put(F value, bool adding, float* y, int64_t there) {
+    if (there >= LANES) return store(y, adding ? load(y) + value : value);
+    store_part(y, adding ? load_part(y, there) + value : value, there);
+}
+
+// Outputs from `column` on, for `rows` rows of y: sums [rows][16].
+inline void finish_tile(const Target& to, int64_t column, int64_t row, int64_t rows,
+                        const float* sums) {
+    for (int64_t r = 0; r < rows; r++, sums += TILE) {
+        float* y = to.y + (row + r) * to.stride;
+        for (int64_t v = 0, at = column; v < TILE && at < to.w.n; v += LANES, at += LANES) {
+            const F value = with_bias(to.w, sums + v, at, to.w.n - at);
+            put(activated(to.finish, value), to.finish == ADD, y + at, to.w.n - at);
+        }
+    }
+}
+
+// The same for a tile of gates, and the tile of what they let through.
+inline void finish_gated(const Target& to, int64_t column, int64_t row, int64_t rows,
+                         const float* gates, const float* ups) {
+    const int64_t half = to.w.n / 2;
+    for (int64_t r = 0; r < rows; r++, gates += TILE, ups += TILE) {
+        float* y = to.y + (row + r) * to.stride;
+        for (int64_t v = 0, at = column; v < TILE && at < half; v += LANES, at += LANES) {
+            const F gate = with_bias(to.w, gates + v, at, half - at);
+            const F up = with_bias(to.w, ups + v, half + at, half - at);
+            put(activated(to.finish, gate) * up, false, y + at, half - at);
+        }
+    }
+}
+
+// -- Blocks, panels and units ------------------------------------------------------------------
+
+constexpr int64_t BLOCK_ROWS = 504;         // a multiple of every level's largest tile
+constexpr int64_t BLOCK_BYTES = 4 << 20;    // of prepared rows, but for the first tiles
+constexpr int64_t FEW_ROWS = 4;             // for which panels are wide
+constexpr int64_t MOST_WIDTH = 4;           // tiles of a panel
+constexpr int64_t UNIT_BYTES = 64 << 10;    // of weights, at least, where there are few rows
+constexpr int64_t UNITS_EACH = 4;           // for a worker, at least, where there are so many
+
+// What all units of a block of rows share.
+struct Block {
+    Target target;
+    Family family;
+    bool unfold;
+    const char* prepared;
+    int64_t row, rows;           // in y
+    int64_t tile_rows, last_rows;  // of a tile of rows, and of the last one
+    int64_t width;               // tiles of a panel
+
+    int64_t row_tiles() const { return ceil_div(rows, tile_rows); }
+    int64_t panels() const { return ceil_div(tiles_of(target.w), width); }
+};
+
+// All sums of one tile of rows and one panel: [tiles][rows][16].
+inline void panel_sums(const Loops& loops, const Panel& panel, int64_t tiles, const char* prepared,
+                       float* sums) {
+    for (int c = 0; c < tiles;) {
+        const int64_t left = tiles - c;
+        const int wide = loops.four && left >= 4 ? 4 : loops.two && left >= 2 ? 2 : 1;
+        (wide == 4 ? loops.four : wide == 2 ? loops.two : loops.one)(panel, c, prepared, sums);
+        c += wide, sums += wide * loops.rows * TILE;
+    }
+}
+
+inline void multiply_panel(const Block& block, const Panel& panel, int64_t first, int64_t tiles,
+                           int64_t row_tile) {
+    const Target& to = block.target;
+    const int64_t begin = row_tile * block.tile_rows;
+    const int64_t there = smaller(block.tile_rows, block.rows - begin);
+    const bool last = row_tile + 1 == block.row_tiles();
+    const Loops& loops = block.family.holding(last ? block.last_rows : block.tile_rows);
+    alignas(64) float sums[MOST_WIDTH * MOST_ROWS * TILE];
+    panel_sums(loops, panel, tiles, block.prepared + begin * prepared_bytes(to.w), sums);
+    const int64_t apart = loops.rows * TILE, row = block.row + begin;
+    if (to.w.gated) {
+        for (int64_t c = 0; c < tiles; c += 2)
+            finish_gated(to, (first + c) / 2 * TILE, row, there, sums + c * apart,
+                         sums + (c + 1) * apart);
+    } else {
+        for (int64_t c = 0; c < tiles; c++)
+            finish_tile(to, (first + c) * TILE, row, there, sums + c * apart);
+    }
+}
+
+inline void multiply_unit(const Block& block, int64_t panel_index, int64_t row_tile,
+                          int64_t row_tiles) {
+    thread_local Workspace kept;
+    const Matrix& w = block.target.w;
+    const int64_t first = panel_index * block.width;
+    const int64_t tiles = smaller(block.width, tiles_of(w) - first);
+    Panel panel{w, tile_at(w, first), bytes_of_tile(w), nullptr};
+    if (block.unfold) panel.unfold(tiles, kept);
+    for (int64_t i = 0; i < row_tiles; i++)
+        multiply_panel(block, panel, first, tiles, row_tile + i);
+}
+
+// One tile of rows: units are runs of panels.
+inline void multiply_few(const Block& block) {
+    const Matrix& w = block.target.w;
+    const int64_t panels = block.panels(), each = block.width * bytes_of_tile(w);
+    const int64_t fair = larger(1, panels / (UNITS_EACH * pool_size()));
+    const int64_t run = smaller(fair, ceil_div(UNIT_BYTES, each));
+    parallel_for(ceil_div(panels, run), [&](int64_t unit, int) {
+        for (int64_t i = unit * run; i < smaller(panels, (unit + 1) * run); i++)
+            multiply_unit(block, i, 0, 1);
+    });
+}
+
+// Many: units are a panel and all tiles of rows, or parts of them where panels are few.
+inline void multiply_many(const Block& block) {
+    const int64_t panels = block.panels(), row_tiles = block.row_tiles();
+    const int64_t parts =
+        smaller(row_tiles, ceil_div(UNITS_EACH * pool_size(), panels));
+    const int64_t run = ceil_div(row_tiles, parts);
+    parallel_for(panels * parts, [&](int64_t unit, int) {
+        const int64_t first = unit % parts * run;
+        if (first < row_tiles)
+            multiply_unit(block, unit / parts, first, smaller(run, row_tiles - first));
+    });
+}
+
+inline int64_t rows_of_block(const Matrix& w, int64_t tile_rows) {
+    const int64_t rows = BLOCK_BYTES / prepared_bytes(w) / tile_rows * tile_rows;
+    return smaller(BLOCK_ROWS, larger(rows, 4 * tile_rows));
+}
+
+// Rows [first, first + count) of x.
+inline void multiply_block(const Rows& x, const Target& target, int64_t first, int64_t count,
+                           Workspace& kept) {
+    const Matrix& w = target.w;
+    const bool unfold = folded(w) && count > family_of(w).most_rows();
+    const Family family = unfold ? unfolded_family_of(w) : family_of(w);
+    const int64_t tile_rows = smaller(count, family.most_rows());
+    const int64_t over = count - (ceil_div(count, tile_rows) - 1) * tile_rows;
+    const int64_t last_rows = family.holding(over).rows;
+    char* prepared = kept.room<char>((count + last_rows) * prepared_bytes(w));
+    prepare(w, x, first, count, tile_rows, last_rows, prepared);
+    const Block block{target, family, unfold, prepared, first, count, tile_rows, last_rows,
+                      count <= FEW_ROWS ? MOST_WIDTH : 2};
+    if (count <= tile_rows)
+        multiply_few(block);
+    else
+        multiply_many(block);
+}
+
+inline int64_t rows_of_block(const Matrix& w) {
+    const int64_t most = unfolded_family_of(w).most_rows();
+    const int64_t rows = BLOCK_BYTES / prepared_bytes(w) / most * most;
+    return smaller(BLOCK_ROWS, larger(rows, 4 * most));
+}
+
+void linear(const Rows& x, const Matrix& w, Finish finish, float* y, int64_t y_stride) {
+    thread_local Workspace kept;
+    const int64_t most = rows_of_block(w);
+    for (int64_t row = 0; row < x.count; row += most)
+        multiply_block(x, {w, finish, y, y_stride}, row, smaller(most, x.count - row), kept);
+}
+
+}  // namespace matmul
+}  // namespace
+}  // namespace rose

@@ -1,0 +1,199 @@
+"""The operations of ``table.Ops`` on the native kernels.
+
+Activations are fp32 whatever the weights are. Given ``trace.Rows`` instead of tensors, an operation
+writes itself down to be run as part of a program; that is how a step usually runs. Given tensors it
+runs at once, for what cannot be traced: encoders, mixtures of experts, logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ctypes import byref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
+from rosellm.roseinfer.cache.storage import KVStorage
+from rosellm.roseinfer.kernels import reference
+from rosellm.roseinfer.kernels.cpu import structs
+from rosellm.roseinfer.kernels.cpu.library import Library
+from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
+from rosellm.roseinfer.kernels.cpu.program import Program
+from rosellm.roseinfer.kernels.cpu.trace import (
+    Attend,
+    Ids,
+    Lookup,
+    Norm,
+    Rows,
+    Trace,
+    TracedStep,
+    listed,
+)
+from rosellm.roseinfer.kernels.reference import Activation
+from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
+from rosellm.roseinfer.quant.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from rosellm.roseinfer.models.skeleton import Model
+
+FORMATS: dict[torch.dtype, Format] = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
+QUANTIZED: dict[int, Format] = {8: "int8", 4: "int4"}
+
+_ROWS = 4096
+
+
+class UntraceableError(Exception):
+    """An operation needs its numbers at once."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A packed weight, and what becomes of a product with it."""
+
+    matrix: Matrix
+    finish: Finish
+
+
+class NativeOps:
+    """See ``table.Ops``, whose signatures these are."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._c = library.c
+
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
+    ) -> Weight:
+        gated = activation is not None and activation.endswith("_mul")
+        n, k = weight.shape
+        shape = Shape(FORMATS[weight.dtype], n, k, gated=gated)
+        wide = None if bias is None else bias.float()
+        return Weight(Matrix.of(self._library, shape, weight, wide), activation or "store")
+
+    def pack_quantized(
+        self,
+        weight: QuantizedTensor,
+        bias: Tensor | None,
+        activation: Activation | None,
+        _dtype: torch.dtype,
+    ) -> Weight:
+        form = weight.format
+        gated = activation is not None and activation.endswith("_mul")
+        n, k = weight.shape
+        shape = Shape(QUANTIZED[form.bits], n, k, group=form.group, gated=gated)
+        wide = None if bias is None else bias.float()
+        matrix = Matrix.empty(self._library, shape, wide)
+        for first in range(0, weight.shape[0], _ROWS):  # so that few codes are spread at a time
+            rows = weight.rows(slice(first, first + _ROWS))
+            codes = Codes(rows.codes(), rows.scales.float(), rows.steps, rows.offsets)
+            matrix.pack_codes(codes, first)
+        return Weight(matrix, activation or "store")
+
+    def linear(self, x: Any, weight: Weight) -> Any:
+        if isinstance(x, Rows):
+            return x.trace.add("linear", weight.matrix.columns, (x,), weight)
+        return weight.matrix.linear(_fp32(x), weight.finish)
+
+    def embedding(self, ids: Any, weight: Weight) -> Any:
+        if isinstance(ids, Ids):
+            what = Lookup(weight.matrix, ids.source)
+            return ids.trace.add("lookup", weight.matrix.shape.k, (), what)
+        return weight.matrix.lookup(ids)
+
+    def rms_norm(self, x: Any, weight: Tensor, eps: float) -> Any:
+        if isinstance(x, Rows):
+            return x.trace.add("norm", x.width, (x,), Norm(weight, None, eps))
+        wide = weight.float()
+        call: Callable[..., None] = self._c.rose_rms_norm
+        return _each_row(x, lambda rows, out: call(rows, out, wide.data_ptr(), eps, None))
+
+    def layer_norm(self, x: Any, weight: Tensor, bias: Tensor, eps: float) -> Any:
+        if isinstance(x, Rows):
+            return x.trace.add("norm", x.width, (x,), Norm(weight, bias, eps))
+        parts = weight.float(), bias.float()
+        addresses = [part.data_ptr() for part in parts]
+        call: Callable[..., None] = self._c.rose_layer_norm
+        return _each_row(x, lambda rows, out: call(rows, out, *addresses, eps))
+
+    def attend(self, qkv: Any, heads: Heads, norms: HeadNorms | None, step: Step) -> Any:
+        width = heads.heads * heads.head_dim
+        if isinstance(qkv, Rows):
+            return qkv.trace.add("attend", width, (qkv,), Attend(heads, norms))
+        return self._attend_at_once(qkv, heads, norms, step)
+
+    def route(self, scores: Any, count: int, normalise: bool) -> tuple[Tensor, Tensor]:
+        if isinstance(scores, Rows):
+            raise UntraceableError
+        return reference.route(scores, count, normalise)
+
+    def forward(
+        self, model: Model, storage: KVStorage, ropes: Mapping[RopeSpec, RopeTable]
+    ) -> Callable[[Tensor, Step], Tensor]:
+        """The model as a program, or as it is where it cannot be traced."""
+        if not model.traceable:
+            return model
+        trace = Trace()
+        step: Any = TracedStep(Ids(trace, "positions"))
+        ids: Any = Ids(trace, "ids")
+        try:
+            result: Any = model(ids, step)
+        except UntraceableError:
+            return model
+        return Program(self._library, listed(trace, result), storage, ropes.items())
+
+    def _attend_at_once(
+        self, qkv: Tensor, heads: Heads, norms: HeadNorms | None, step: Step
+    ) -> Tensor:
+        qkv = _fp32(qkv)
+        width = heads.heads * heads.head_dim
+        q, out = qkv[:, :width], qkv.new_empty(len(qkv), width)
+        keys, values = step.storage.layer(heads.layer)
+        cache = structs.KvCache.of(keys, values)
+        slots = step.backend.slots(step.metas[heads.group])
+        split = structs.QkvToCache(
+            qkv=structs.Activations.of(qkv),
+            q=structs.Activations.of(q),
+            heads=heads.heads,
+            slots=slots.data_ptr(),
+        )
+        kept: list[Tensor] = [slots]
+        if heads.rope is not None:
+            cos, sin = step.ropes[heads.rope]
+            split.rotary, split.cos, split.sin = heads.rope.dim, cos.data_ptr(), sin.data_ptr()
+        if norms is not None:
+            weights = [part.float().contiguous() for part in (norms.q, norms.k)]
+            split.q_norm, split.k_norm = (part.data_ptr() for part in weights)
+            split.q_norm_width, split.k_norm_width = map(len, weights)
+            split.eps = norms.eps
+            kept += weights
+        self._c.rose_qkv_to_cache(byref(split), byref(cache))
+        attention = structs.Attention(
+            structs.Activations.of(q),
+            structs.Activations.of(out),
+            heads.heads,
+            heads.scale,
+            heads.softcap or 0.0,
+        )
+        meta: Any = step.metas[heads.group]
+        self._c.rose_attention(byref(attention), byref(meta.sequences), byref(cache))
+        return out
+
+
+def _fp32(x: Tensor) -> Tensor:
+    """Rows in fp32, each of them contiguous."""
+    wide = x.float()
+    return wide if wide.stride(-1) == 1 else wide.contiguous()
+
+
+def _each_row(x: Tensor, call: Callable[[Any, Any], None]) -> Tensor:
+    rows = _fp32(x).flatten(0, -2)
+    out = torch.empty_like(rows)
+    call(byref(structs.Activations.of(rows)), byref(structs.Activations.of(out)))
+    return out.view(x.shape)

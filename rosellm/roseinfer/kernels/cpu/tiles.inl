@@ -1,0 +1,268 @@
+// The innermost loops: R rows times C tiles of 16 outputs over all inputs, sums in registers.
+//
+// Every output is one chain of sums over the inputs in their order, whatever R and C are.
+#pragma once
+
+#include "matmul.h"
+#include "prepare.inl"
+#include "simd.h"
+#include "unfold.inl"
+
+namespace rose {
+namespace {
+namespace matmul {
+
+// Where few rows share a weight, memory is what they wait for.
+#ifndef ROSE_AHEAD
+#define ROSE_AHEAD 1024
+#endif
+#ifndef ROSE_AHEAD_ROWS
+#define ROSE_AHEAD_ROWS 12
+#endif
+template <int R>
+ROSE_INLINE void ahead(const void* at) {
+    if constexpr (R <= ROSE_AHEAD_ROWS && ROSE_AHEAD > 0)
+        __builtin_prefetch(static_cast<const char*>(at) + ROSE_AHEAD);
+}
+
+// -- Floats ------------------------------------------------------------------------------------
+
+// Sums [C][R][16] of a prepared tile of R rows and tiles c.. of a panel, whose weights are T.
+template <class T, int R, int C>
+void float_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
+    const int64_t pairs = padded_k(panel.w) / 2;
+    const float* x = reinterpret_cast<const float*>(prepared);
+    const char* tiles[C];
+    for (int i = 0; i < C; i++) tiles[i] = panel.floats(c + i);
+    F all[R][C * V];
+    repeat<R>([&](auto r) { repeat<C * V>([&](auto v) { all[r][v] = zero(); }); });
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        repeat<2>([&](auto odd) {
+            F weights[C * V];
+            repeat<C * V>([&](auto v) {
+                weights[v] = weights_of<T, odd>(tiles[v / V], pair, v % V * LANES);
+            });
+            repeat<R>([&](auto r) {
+                const F value = splat(x[r]);
+                repeat<C * V>([&](auto v) { all[r][v] = fma(value, weights[v], all[r][v]); });
+            });
+            x += R;
+        });
+    }
+    repeat<R>([&](auto r) {
+        repeat<C * V>([&](auto v) {
+            store(sums + (v / V * R + r) * TILE + v % V * LANES, all[r][v]);
+        });
+    });
+}
+
+#if defined(ROSE_AVX512)
+// The same of bf16 pairs.
+template <int R, int C>
+void pair_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
+    const int64_t pairs = padded_k(panel.w) / 2, apart = panel.apart;
+    const char* tile = panel.tile(c);
+    const auto* x = reinterpret_cast<const int32_t*>(prepared);
+    __m512 all[R][C];
+    repeat<R>([&](auto r) { repeat<C>([&](auto i) { all[r][i] = _mm512_setzero_ps(); }); });
+    for (int64_t k = 0; k < pairs; k++, x += R, tile += LINE) {
+        __m512i weights[C];
+        repeat<C>([&](auto i) {
+            ahead<R>(tile + i * apart);
+            weights[i] = _mm512_load_si512(tile + i * apart);
+        });
+        repeat<R>([&](auto r) {
+            const __m512i value = _mm512_set1_epi32(x[r]);
+            repeat<C>([&](auto i) {
+                all[r][i] = _mm512_dpbf16_ps(all[r][i], (__m512bh)weights[i], (__m512bh)value);
+            });
+        });
+    }
+    repeat<R>([&](auto r) {
+        repeat<C>([&](auto i) { _mm512_storeu_ps(sums + (i * R + r) * TILE, all[r][i]); });
+    });
+}
+#endif
+
+// -- Points ------------------------------------------------------------------------------------
+// A Sum holds 16 int32, somehow; `dot` adds the products of four inputs; all of it is exact.
+
+#if defined(ROSE_AVX512)
+using Sum = __m512i;
+using Quads = __m512i;  // four inputs of 16 outputs
+using Quad = __m512i;   // four inputs of a row
+
+ROSE_INLINE Sum sum_of(int32_t start) { return _mm512_set1_epi32(start); }
+ROSE_INLINE Quads quads_at(const uint8_t* w) { return _mm512_load_si512(w); }
+ROSE_INLINE Quads quads_of(const I (&points)[V]) { return points[0]; }
+ROSE_INLINE Quad quad_at(const Code* x) {
+    int32_t four;
+    std::memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
+    // not the intrinsic: gcc would copy the sum from register to register, and to memory
+    asm("vpdpbusd %2, %1, %0" : "+v"(all) : "v"(w), "v"(x));
+    return all;
+}
+ROSE_INLINE F total_of(Sum all, int) { return floats(all); }
+
+#elif defined(ROSE_AVX2)
+// Products of pairs, not yet added to each other; four outputs a vector.
+struct Sum {
+    __m256i of[4];
+};
+struct Quads {
+    __m256i of[4];
+};
+using Quad = __m256i;
+
+ROSE_INLINE Sum sum_of(int32_t start) {
+    const __m256i once = _mm256_set1_epi64x(uint32_t(start));
+    return {{once, once, once, once}};
+}
+ROSE_INLINE __m256i widened(const uint8_t* w) {
+    return _mm256_cvtepu8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w)));
+}
+ROSE_INLINE Quads quads_at(const uint8_t* w) {
+    return {{widened(w), widened(w + 16), widened(w + 32), widened(w + 48)}};
+}
+ROSE_INLINE Quads quads_of(const I (&points)[V]) {
+    return {{_mm256_cvtepu8_epi16(_mm256_castsi256_si128(points[0])),
+             _mm256_cvtepu8_epi16(_mm256_extracti128_si256(points[0], 1)),
+             _mm256_cvtepu8_epi16(_mm256_castsi256_si128(points[1])),
+             _mm256_cvtepu8_epi16(_mm256_extracti128_si256(points[1], 1))}};
+}
+ROSE_INLINE Quad quad_at(const Code* x) {
+    int64_t four;
+    std::memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi64x(four);
+}
+ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
+    repeat<4>([&](auto i) {
+        all.of[i] = _mm256_add_epi32(all.of[i], _mm256_madd_epi16(w.of[i], x));
+    });
+    return all;
+}
+ROSE_INLINE F total_of(Sum all, int v) {
+    const __m256i added = _mm256_hadd_epi32(all.of[2 * v], all.of[2 * v + 1]);
+    return floats(_mm256_permute4x64_epi64(added, 0xd8));
+}
+
+#else
+struct Sum {
+    I of[4];
+};
+struct Quads {
+    U of[4];
+};
+struct Quad {
+    int32_t of[4];
+};
+
+ROSE_INLINE Sum sum_of(int32_t start) {
+    return {{splat(start), splat(start), splat(start), splat(start)}};
+}
+ROSE_INLINE Quads quads_at(const uint8_t* w) {
+    Quads quads;
+    std::memcpy(&quads, w, sizeof quads);
+    return quads;
+}
+ROSE_INLINE Quads quads_of(const I (&points)[V]) {
+    return {{(U)points[0], (U)points[1], (U)points[2], (U)points[3]}};
+}
+ROSE_INLINE Quad quad_at(const Code* x) { return {{x[0], x[1], x[2], x[3]}}; }
+ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
+    for (int i = 0; i < 4; i++)
+        all.of[i] += (I)(w.of[i] & 255) * x.of[0] + (I)(w.of[i] >> 8 & 255) * x.of[1] +
+                     (I)(w.of[i] >> 16 & 255) * x.of[2] + (I)(w.of[i] >> 24) * x.of[3];
+    return all;
+}
+ROSE_INLINE F total_of(Sum all, int v) { return floats(all.of[v]); }
+#endif
+
+// Calls add(quads of C tiles) for every four inputs of a group.
+template <int R, int C, class Add>
+ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t group, int64_t count,
+                           const Add& add) {
+    const uint8_t* points[C];
+    for (int i = 0; i < C; i++) points[i] = panel.points(c + i, group);
+    for (int64_t at = 0; at < count * TILE; at += LINE) {
+        Quads quads[C];
+        repeat<C>([&](auto i) {
+            ahead<R>(points[i] + at);
+            quads[i] = quads_at(points[i] + at);
+        });
+        add(quads);
+    }
+}
+
+// The same of int4.
+template <int R, int C, class Add>
+ROSE_INLINE void for_quads_of_codes(const Panel& panel, int c, int64_t first, int64_t last,
+                                    const Add& add) {
+    for (int64_t at = first / PART; at < last / PART; at++) {
+        const Part part(at);
+        const char* codes[C];
+        Grid grids[C * V];
+        for (int i = 0; i < C; i++) codes[i] = panel.tile(c + i) + part.codes();
+        repeat<C * V>([&](auto v) {
+            grids[v] = grid_of(panel.tile(c + v / V), part, v % V * LANES);
+        });
+        for (int64_t line = 0; line < PART / 8; line++) {
+            repeat<C>([&](auto i) { ahead<R>(codes[i] + line * LINE); });
+            repeat<2>([&](auto high) {
+                Quads quads[C];
+                repeat<C>([&](auto i) {
+                    I points[V];
+                    repeat<V>([&](auto v) {
+                        const I two = load_ints(codes[i] + line * LINE + v * LANES * 4);
+                        points[v] = grids[i * V + v].template points<high>(two);
+                    });
+                    quads[i] = quads_of(points);
+                });
+                add(quads);
+            });
+        }
+    }
+}
+
+// The same of points, unfolded or in codes of 4 bits: groups are added up in fp32.
+template <bool FOLDED, int R, int C>
+void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
+    const Matrix& w = panel.w;
+    const int64_t k = padded_k(w), groups = groups_of(w);
+    const auto* x_scales = reinterpret_cast<const float*>(prepared);
+    const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
+    const auto* x = reinterpret_cast<const Code*>(corrections + groups * R);
+    std::memset(sums, 0, sizeof(float) * R * C * TILE);
+    for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
+        const int64_t first = group * w.group, last = smaller(k, first + w.group);
+        Sum all[R][C];
+        repeat<R>([&](auto r) { repeat<C>([&](auto i) { all[r][i] = sum_of(corrections[r]); }); });
+        const auto add_four = [&](const Quads(&quads)[C]) {
+            repeat<R>([&](auto r) {
+                const Quad four = quad_at(x + 4 * r);
+                repeat<C>([&](auto i) { all[r][i] = dot(all[r][i], quads[i], four); });
+            });
+            x += 4 * R;
+        };
+        if constexpr (FOLDED)
+            for_quads_of_codes<R, C>(panel, c, first, last, add_four);
+        else
+            for_quads<R, C>(panel, c, group, last - first, add_four);
+        asm("" : "+r"(sums));  // else gcc keeps a second copy of what is there
+        repeat<C * V>([&](auto v) {
+            const F scale = load(panel.scales(c + v / V, group) + v % V * LANES);
+            repeat<R>([&](auto r) {
+                float* to = sums + (v / V * R + r) * TILE + v % V * LANES;
+                const F total = total_of(all[r][v / V], v % V);
+                store(to, fma(total, scale * splat(x_scales[r]), load(to)));
+            });
+        });
+    }
+}
+
+}  // namespace matmul
+}  // namespace
+}  // namespace rose

@@ -1,0 +1,136 @@
+// Weights of fewer bits as the innermost loops take them.
+//
+// The loops multiply floats, or points: codes of 8 bits, weights + 128. A format of fewer bits is
+// unfolded in registers where few rows share what comes of it, and where they are many, a panel at a
+// time into memory that stays in the second-level cache. Both come to the same numbers.
+#pragma once
+
+#include "matmul.h"
+#include "simd.h"
+#include "workspace.h"
+
+namespace rose {
+namespace {
+namespace matmul {
+
+constexpr int V = int(TILE) / LANES;  // vectors of a tile's outputs
+
+// -- Floats ------------------------------------------------------------------------------------
+
+// LANES outputs of input 2 * pair + ODD of a tile.
+template <class T, int ODD>
+ROSE_INLINE F weights_of(const char* tile, int64_t pair, int64_t output) {
+    if constexpr (std::is_same<T, bf16>::value) {
+        const I two = load_ints(tile + pair * LINE + output * 4);
+        return as_floats(ODD ? both(two, splat(int32_t(0xffff0000))) : shift_left<16>(two));
+    } else {
+        return load(reinterpret_cast<const T*>(tile) + (2 * pair + ODD) * TILE + output);
+    }
+}
+
+// All of a tile: [k][16].
+template <class T>
+void unfold_floats(const char* tile, int64_t k, float* to) {
+    for (int64_t pair = 0; pair < k / 2; pair++)
+        for (int64_t output = 0; output < TILE; output += LANES) {
+            store(to + 2 * pair * TILE + output, weights_of<T, 0>(tile, pair, output));
+            store(to + (2 * pair + 1) * TILE + output, weights_of<T, 1>(tile, pair, output));
+        }
+}
+
+// -- Points ------------------------------------------------------------------------------------
+
+// What the codes of a part mean, for LANES outputs.
+struct Grid {
+    I step;    // in both halves of a lane
+    I offset;  // in all of its bytes
+
+    // The first four inputs of a line of codes, or the next four.
+    template <int HIGH>
+    ROSE_INLINE I points(I two) const {
+        const I codes = both(HIGH ? shift_right<4>(two) : two, splat(int32_t(0x0f0f0f0f)));
+        // products of bytes stay under 256: two neighbours are multiplied as one
+        return add(mul16(codes, step), offset);
+    }
+};
+
+ROSE_INLINE Grid grid_of(const char* tile, const Part& part, int64_t output) {
+    const auto* steps = reinterpret_cast<const uint16_t*>(tile + part.steps()) + output;
+    const I step = both(shift_right(load(steps), 4 * part.number), splat(int32_t(15)));
+    const I offsets = load_ints(tile + part.offsets() + output * PARTS);
+    return {either(step, shift_left<16>(step)), spread_byte(offsets, part.number)};
+}
+
+// All of a tile: [k / 4][16][4].
+inline void unfold_points(const char* tile, int64_t k, char* to) {
+    for (int64_t i = 0; i < k / PART; i++) {
+        const Part part(i);
+        for (int64_t output = 0; output < TILE; output += LANES) {
+            const Grid grid = grid_of(tile, part, output);
+            const char* codes = tile + part.codes() + output * 4;
+            char* at = to + i * PART * TILE + output * 4;
+            for (int64_t line = 0; line < PART / 8; line++, codes += LINE, at += 2 * LINE) {
+                const I two = load_ints(codes);
+                store_ints(at, grid.points<0>(two));
+                store_ints(at + LINE, grid.points<1>(two));
+            }
+        }
+    }
+}
+
+// -- Panels ------------------------------------------------------------------------------------
+
+inline bool in_pairs(const Matrix& w) {  // read as they are
+#if defined(ROSE_AVX512)
+    return w.format == BF16;
+#else
+    return w.format == BF16 && false;
+#endif
+}
+
+inline bool folded(const Matrix& w) {
+    return w.format == INT4 || w.format == FP16 || (w.format == BF16 && !in_pairs(w));
+}
+
+// Tiles of outputs side by side.
+struct Panel {
+    const Matrix& w;
+    const char* tiles;     // the first one
+    int64_t apart;         // bytes from tile to tile
+    const char* unfolded;  // all tiles, one after another, or null
+
+    const char* tile(int64_t c) const { return tiles + c * apart; }
+
+    // [k][16] of floats, as they are or unfolded.
+    const char* floats(int64_t c) const {
+        return unfolded ? unfolded + c * padded_k(w) * TILE * int64_t(sizeof(float)) : tile(c);
+    }
+
+    // [k / 4][16][4] of a group's points.
+    const uint8_t* points(int64_t c, int64_t group) const {
+        const char* all = unfolded ? unfolded + (c * padded_k(w) + group * w.group) * TILE
+                                   : tile(c) + codes_at(w, group);
+        return reinterpret_cast<const uint8_t*>(all);
+    }
+
+    const fp16* scales(int64_t c, int64_t group) const {
+        return reinterpret_cast<const fp16*>(tile(c) + scales_at(w, group));
+    }
+
+    void unfold(int64_t count, Workspace& kept) {
+        const int64_t bytes = padded_k(w) * TILE * (w.format == INT4 ? 1 : int64_t(sizeof(float)));
+        char* all = kept.room<char>(count * bytes);
+        for (int64_t c = 0; c < count; c++) {
+            char* to = all + c * bytes;
+            float* floats = reinterpret_cast<float*>(to);
+            if (w.format == INT4) unfold_points(tile(c), padded_k(w), to);
+            if (w.format == FP16) unfold_floats<fp16>(tile(c), padded_k(w), floats);
+            if (w.format == BF16) unfold_floats<bf16>(tile(c), padded_k(w), floats);
+        }
+        unfolded = all;
+    }
+};
+
+}  // namespace matmul
+}  // namespace
+}  // namespace rose

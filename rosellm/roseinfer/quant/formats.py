@@ -1,0 +1,94 @@
+"""In which form each matrix of a model is held. No numbers here, and no torch.
+
+``Recipe.of`` is the one place where that is decided, by a parameter's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Bits = Literal[4, 8]
+
+PART = 32
+"""Columns that share a step and an offset in 4 bits."""
+
+WIDEST = 256
+"""Columns that may share a scale."""
+
+_SCALE_BYTES = 2  # fp16
+_PART_BYTES = 2  # a step and an offset, a byte each
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the numbers of a matrix [N, K] are kept; ``QuantizedTensor`` says what the bits mean.
+
+    Attributes:
+        bits: of a number.
+        group: neighbours in a row that share a scale, the row's last group perhaps fewer: a
+            multiple of ``PART`` up to ``WIDEST``.
+    """
+
+    bits: Bits
+    group: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.group <= WIDEST or self.group % PART:
+            raise ValueError(f"groups of {self.group}: must be a multiple of {PART} up to {WIDEST}")
+
+    @property
+    def name(self) -> str:
+        """As people read it.
+
+        >>> Format(4, 128).name
+        'int4 in groups of 128'
+        """
+        return f"int{self.bits} in groups of {self.group}"
+
+    def groups(self, columns: int) -> int:
+        """How many scales a row has."""
+        return -(-columns // self.group)
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row's codes: two of 4 bits in one, the last one perhaps alone."""
+        return columns if self.bits == 8 else (columns + 1) // 2
+
+    def num_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix with all that belongs to it."""
+        parts = _PART_BYTES * parts_of(columns) if self.bits == 4 else 0
+        return rows * (self.row_bytes(columns) + _SCALE_BYTES * self.groups(columns) + parts)
+
+
+def parts_of(columns: int) -> int:
+    """How many parts a row has in 4 bits, the last one perhaps cut short."""
+    return -(-columns // PART)
+
+
+FORMATS = {"int8": Format(8, 32), "int4": Format(4, 128)}
+"""What the names of ``--quantization`` stand for."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is quantised, and how; None is left in the model's own type.
+
+    Attributes:
+        layers: the products of all blocks, experts' too.
+        head: the product at the end, and the table of embeddings where it is the same one.
+    """
+
+    layers: Format | None = None
+    head: Format | None = None
+
+    def of(self, module: str) -> Format | None:
+        """The format of the matrix of a module, by its name in the model.
+
+        Norms, tables that are only looked up, and routers stay as they are: they are small, or
+        a row of them at a time is read, or all that follows hangs on them.
+        """
+        if module in ("head", "embed"):  # only a table that the head shares asks
+            return self.head
+        if module.startswith("blocks.") and not module.endswith(".router"):
+            return self.layers
+        return None

@@ -1,0 +1,229 @@
+"""Native paged attention: dense fp64 is the measure, at every level; and bits are the rows' own."""
+
+from __future__ import annotations
+
+import random
+from ctypes import byref
+
+import pytest
+import torch
+from torch import Tensor
+
+from rosellm.roseinfer.attention.native import NativeAttention
+from rosellm.roseinfer.kernels.cpu import structs
+from tests.kernels.paged import Heads, Sequences, assert_same_however_it_is_split
+
+LENGTHS = [1, 5, 31, 64, 65, 130, 300]
+# heads, KV heads, head dim
+HEADS = [
+    (1, 1, 2),
+    (4, 1, 16),
+    (6, 2, 10),
+    (7, 1, 3),
+    (9, 9, 31),
+    (2, 2, 64),
+    (6, 2, 80),
+    (5, 5, 96),
+    (8, 4, 128),
+    (2, 1, 256),
+    (33, 1, 6),
+]
+# of values of about 1: as much as rounding weights that add up to 1 to bf16 can come to
+BF16_ERROR = 0.02
+
+
+@pytest.fixture
+def sequences(library):
+    """Make sequences that the native kernels attend."""
+
+    def make(heads, block_size, dtype, window, lengths=LENGTHS, **options):
+        backend = lambda size: NativeAttention(size, library)  # noqa: E731
+        return Sequences(heads, block_size, dtype, window, lengths, backend, **options)
+
+    return make
+
+
+def assert_equals_dense(made: Sequences, parts, error: float = 1e-5) -> None:
+    made.q = [q.float() for q in made.q]  # so that the output is not rounded
+    for (sequence, start, count), found in zip(parts, made.attend(parts), strict=True):
+        wanted = made.dense(sequence)[start : start + count]
+        torch.testing.assert_close(found.double(), wanted, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_equals_dense_attention(sequences, level, heads: Heads):
+    rng = random.Random(0)
+    for block_size, window in [(16, None), (1, 1), (7, 37), (64, 6), (4, 200)]:
+        made = sequences(heads, block_size, torch.float32, window)
+        assert_equals_dense(made, made.random_parts(rng))
+        assert_equals_dense(made, made.random_parts(rng))
+
+
+@pytest.mark.parametrize("heads", [(6, 2, 10), (9, 9, 31), (8, 4, 128)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_precision_cache_is_read_exactly(sequences, level, dtype, heads: Heads):
+    made = sequences(heads, 16, dtype, None)
+    multiplied = level == "avx512" and dtype == torch.bfloat16  # by bf16, not by fp32
+    assert_equals_dense(made, made.whole(), BF16_ERROR if multiplied else 1e-5)
+
+
+def test_bf16_products_are_as_good_as_rounded_operands(sequences, level):
+    """Not only below a bound: the error is that of bf16, at random, and not a bias."""
+    made = sequences((8, 4, 128), 16, torch.bfloat16, None, [400])
+    made.q = [q.float() for q in made.q]
+    errors = made.attend(made.whole())[0].double() - made.dense(0)
+    assert errors.square().mean().sqrt() < 1e-3
+    assert errors.mean().abs() < 1e-5
+
+
+@pytest.mark.parametrize("heads", [(6, 2, 10), (8, 4, 64)], ids=str)
+def test_scores_are_capped(sequences, level, heads: Heads):
+    made = sequences(heads, 16, torch.float32, 50, softcap=0.7)
+    assert_equals_dense(made, made.whole())
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("heads", [(6, 2, 10), (12, 12, 64)], ids=str)
+def test_an_encoder_sees_both_ways(sequences, level, heads: Heads, window):
+    made = sequences(heads, 16, torch.float32, window, causal=False)
+    assert_equals_dense(made, made.whole())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(6, 2, 10), (5, 5, 64), (8, 4, 128)], ids=str)
+def test_bits_do_not_depend_on_the_batch(sequences, level, dtype, heads: Heads):
+    for window in (None, 37):
+        assert_same_however_it_is_split(sequences(heads, 4, dtype, window), rounds=4)
+
+
+@pytest.mark.parametrize("window", [None, 700])
+def test_bits_of_long_sequences_do_not_depend_on_chunks(sequences, level, window):
+    """Long enough for several splits of their positions, which threads share."""
+    lengths = [511, 512, 513, 1500]
+    made = sequences((4, 2, 64), 16, torch.bfloat16, window, lengths)
+    assert_same_however_it_is_split(made, rounds=3)
+
+
+def test_bits_do_not_depend_on_threads(sequences, library, level):
+    before = library.threads
+    outputs = []
+    for count in (1, 2, 4):
+        library.set_threads(count)
+        made = sequences((4, 2, 64), 16, torch.float32, None, [1, 70, 1100, 1300])
+        outputs.append(torch.cat(made.attend(made.whole()) + made.attend(made.decode())))
+    library.set_threads(before)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+def test_token_by_token_is_the_same_as_at_once(sequences, level):
+    made = sequences((6, 2, 32), 16, torch.bfloat16, None, [150])
+    whole = made.attend(made.whole())[0]
+    for position in range(150):
+        assert torch.equal(made.attend([(0, position, 1)])[0][0], whole[position])
+
+
+def test_block_tables_do_not_show(sequences, level):
+    outputs = []
+    for block_size in (1, 4, 16, 64):
+        first = sequences((6, 2, 10), 16, torch.float32, None)
+        moved = sequences((6, 2, 10), block_size, torch.float32, None)
+        moved.q, moved.k, moved.v = first.q, first.k, first.v
+        moved.fill_cache()
+        outputs.append(torch.cat(moved.attend(moved.whole())))
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+def test_only_the_output_is_written(sequences, library, level):
+    made = sequences((6, 2, 10), 16, torch.float32, None, [70, 3])
+    meta = made.prepare(made.whole())
+    q = torch.cat(made.q).flatten(1)
+    wide = torch.full((len(q) + 2, 90), 7.0)
+    out = wide[1:-1, 10:70]
+    keys, values = made.storage.layer(0)
+    before = keys.clone(), values.clone(), q.clone()
+    rows = (structs.Activations.of(part) for part in (q, out))
+    call = structs.Attention(*rows, 6, made.scale, 0.0)
+    cache = structs.KvCache.of(keys, values)
+    library.c.rose_attention(byref(call), byref(meta.sequences), byref(cache))
+    wanted = torch.cat(made.attend(made.whole())).flatten(1)
+    assert torch.equal(out, wanted)
+    out.fill_(7.0)
+    assert (wide == 7.0).all()
+    for now, then in zip((keys, values, q), before, strict=True):
+        assert torch.equal(now.view(torch.int32), then.view(torch.int32))
+
+
+def test_the_output_may_replace_the_queries(sequences, library, level):
+    made = sequences((4, 2, 64), 16, torch.float32, None, [70, 1200])
+    for parts in (made.whole(), made.decode()):
+        q = torch.cat([made.q[s][start : start + count] for s, start, count in parts]).flatten(1)
+        rows = structs.Activations.of(q)
+        call = structs.Attention(rows, rows, 4, made.scale, 0.0)
+        cache = structs.KvCache.of(*made.storage.layer(0))
+        meta = made.prepare(parts)
+        library.c.rose_attention(byref(call), byref(meta.sequences), byref(cache))
+        assert torch.equal(q, torch.cat(made.attend(parts)).flatten(1))
+
+
+class Int8Attention:
+    """Attends with the cache in int8: keys and values are codes times a scale of each head."""
+
+    def __init__(self, library, block_size: int) -> None:
+        self._native = NativeAttention(block_size, library)
+        self._library = library
+        self.prepare, self.slots = self._native.prepare, self._native.slots
+
+    def run(self, q, keys, values, scale, meta, softcap=None):
+        codes, scales = zip(*map(in_int8, (keys, values)), strict=True)
+        rows = q.flatten(1)
+        out = torch.empty_like(rows)
+        parts = (structs.Activations.of(part) for part in (rows, out))
+        call = structs.Attention(*parts, q.shape[1], scale, softcap or 0.0)
+        cache = structs.KvCache.of(*codes, scales)
+        self._library.c.rose_attention(byref(call), byref(meta.sequences), byref(cache))
+        return out.view(q.shape)
+
+
+def in_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales; where x is NaN the scale is, and the code is 0."""
+    scales = x.abs().amax(-1) / 127
+    return (x / scales[..., None]).nan_to_num().round().to(torch.int8), scales
+
+
+def rounded_to_int8(x: Tensor) -> Tensor:
+    codes, scales = in_int8(x)
+    return codes * scales[..., None]
+
+
+@pytest.mark.parametrize("heads", [(6, 2, 10), (3, 3, 31), (8, 4, 128)], ids=str)
+def test_an_int8_cache(sequences, library, level, heads: Heads):
+    made = sequences(heads, 16, torch.float32, 150)
+    made.backend = Int8Attention(library, 16)
+    parts = made.random_parts(random.Random(3))
+    made.k, made.v = ([rounded_to_int8(x) for x in part] for part in (made.k, made.v))
+    error = BF16_ERROR if level == "avx512" else 1e-5
+    assert_equals_dense(made, made.whole(), error)
+    assert_equals_dense(made, parts, error)
+    assert_same_however_it_is_split(made, rounds=2)
+
+
+def test_slots_are_where_the_tables_say(sequences, library):
+    made = sequences((1, 1, 2), 4, torch.float32, None, [9, 1, 30])
+    parts = [(2, 3, 20), (0, 8, 1), (1, 0, 1)]
+    slots = made.backend.slots(made.prepare(parts)).tolist()
+    assert slots == [
+        made.tables[s][position // 4] * 4 + position % 4
+        for s, start, count in parts
+        for position in range(start, start + count)
+    ]
+
+
+def test_a_changed_block_table_is_noticed(library):
+    """Packed tables are kept from step to step: those that are still the same."""
+    backend = NativeAttention(4, library)
+    table = [3, 5]
+    assert backend.slots(backend.prepare([4], [1], [table], 9)).tolist() == [20]
+    table[1] = 2
+    assert backend.slots(backend.prepare([4], [1], [table], 9)).tolist() == [8]
+    tables = [(1,), (3, 2)]
+    assert backend.slots(backend.prepare([0, 7], [1, 1], tables, 9)).tolist() == [4, 11]

@@ -1,0 +1,183 @@
+"""How the kernels are compiled, with a compiler that only writes down what it is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from shutil import copy, copytree, ignore_patterns
+
+import pytest
+
+from rosellm.roseinfer.kernels.cpu import build
+from rosellm.roseinfer.kernels.cpu.library import Library, open_library
+
+ROOT = Path(__file__).parents[3]
+COMPILER = """#!/bin/sh
+echo "$@" >> "{log}"
+while [ "$1" != -o ]; do shift; done
+echo built > "$2"
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a compiler in place that works in no time; return the file with its command lines."""
+    log = tmp_path / "log"
+    compiler = tmp_path / "a compiler"
+    compiler.write_text(COMPILER.format(log=log))
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{compiler}' -march=this")
+    return log
+
+
+def test_the_library_is_up_to_date_until_a_source_changes(tmp_path):
+    library = tmp_path / "library"
+    assert not build.up_to_date(library)
+    library.touch()
+    newest = max(path.stat().st_mtime for path in build.HERE.iterdir() if path.is_file())
+    os.utime(library, (newest, newest))
+    assert build.up_to_date(library)
+    oldest = (build.HERE / "api.cpp").stat().st_mtime - 1
+    os.utime(library, (oldest, oldest))
+    assert not build.up_to_date(library)
+
+
+@pytest.mark.parametrize(
+    ("machine", "levels"),
+    [("x86_64", ["portable", "avx2", "avx512"]), ("arm64", ["portable"])],
+)
+def test_every_level_of_the_machine_is_compiled_and_the_lowest_linked_first(
+    log, tmp_path, monkeypatch, machine, levels
+):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    build.build(tmp_path / "new" / "library.so", ("-fextra",))
+    assert (tmp_path / "new" / "library.so").read_text() == "built\n"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["library.so"]
+    *compiled, linked = log.read_text().splitlines()
+    assert all(line.startswith("-march=this -") for line in [*compiled, linked])
+    assert all(" -fextra " in line for line in [*compiled, linked])
+    assert sum("level.cpp" in line for line in compiled) == len(levels)
+    assert ("-mavx512f" in log.read_text()) == ("avx512" in levels)
+    objects = [Path(word).stem for word in linked.split() if word.endswith(".o")]
+    assert objects == [*build.ONCE, *levels]
+
+
+def test_what_the_compiler_says_is_told_and_the_old_library_stays(tmp_path, monkeypatch):
+    library = tmp_path / "library.so"
+    library.write_text("old")
+    monkeypatch.setenv("CXX", "sh -c 'echo this is wrong >&2; exit 1'")
+    with pytest.raises(RuntimeError, match=r"^sh fails\n(.|\n)*this is wrong"):
+        build.build(library)
+    assert library.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [library]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"PATH": "", "CXX": ""}, "error: no C++ compiler: install g++ or clang++"),
+        ({"CXX": "/no/such/compiler"}, "error: the C++ compiler does not start"),
+    ],
+)
+def test_without_a_compiler_the_command_says_so(tmp_path, settings, message):
+    done = build_command("--out", str(tmp_path / "library"), settings=settings)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_command_builds_once(log, tmp_path):
+    """It is run as a file, by a Python that knows nothing of rosellm."""
+    command = ("--out", str(tmp_path / "library.so"))
+    assert build_command(*command).stdout == f"{tmp_path}/library.so\n"
+    once = len(log.read_text().splitlines())
+    assert build_command(*command).stdout == f"{tmp_path}/library.so\n"
+    assert len(log.read_text().splitlines()) == once
+    build_command(*command, "--force")
+    build_command(*command, "--", "-fsanitize=address")
+    assert len(log.read_text().splitlines()) == 3 * once
+    assert log.read_text().count("-fsanitize=address") == once
+
+
+def build_command(*arguments: str, settings: dict[str, str] | None = None):
+    return subprocess.run(
+        [sys.executable, "-I", "-S", str(build.HERE / "build.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | (settings or {}),
+    )
+
+
+@pytest.mark.slow
+def test_a_compiler_makes_a_library_that_loads(tmp_path):
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler")
+    build.build(tmp_path / "library.so", ("-O0", "-Werror"))
+    assert isinstance(open_library(tmp_path / "library.so"), Library)
+
+
+# -- the package -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a copy of what the package's build reads, without a library."""
+    project = tmp_path / "project"
+    room = build.HERE.relative_to(ROOT)
+    copytree(build.HERE, project / room, ignore=ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
+        copy(ROOT / name, project)
+    copy(ROOT / "rosellm" / "__init__.py", project / "rosellm")
+    return project
+
+
+def build_wheel(project: Path, version: str = "standard") -> tuple[str, set[str]]:
+    """Build a wheel; return its name and those of the files in it."""
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    [built] = wheel.WheelBuilder(str(project)).build(
+        directory=str(project / "dist"), versions=[version]
+    )
+    with zipfile.ZipFile(built) as files:
+        return Path(built).name, set(files.namelist())
+
+
+LIBRARY = str(build.LIBRARY.relative_to(ROOT))
+SOURCE = str((build.HERE / "api.cpp").relative_to(ROOT))
+
+
+def test_a_wheel_carries_the_library_and_names_its_platform(log, project):
+    name, files = build_wheel(project)
+    assert "-py3-none-" in name
+    assert not name.endswith("-any.whl")
+    assert {LIBRARY, SOURCE} <= files
+
+
+def test_an_editable_install_builds_in_place(log, project):
+    settings = project / "pyproject.toml"  # without this, hatchling needs another package
+    packages = 'packages = ["rosellm"]'
+    settings.write_text(
+        settings.read_text().replace(packages, f'{packages}\ndev-mode-dirs = ["."]')
+    )
+    _, files = build_wheel(project, "editable")
+    assert (project / LIBRARY).read_text() == "built\n"
+    assert LIBRARY not in files
+
+
+def test_without_a_compiler_the_wheel_is_for_any_platform(project, monkeypatch, capfd):
+    monkeypatch.setenv("CXX", "false")
+    name, files = build_wheel(project)
+    assert name.endswith("-py3-none-any.whl")
+    assert SOURCE in files
+    assert LIBRARY not in files
+    out, err = capfd.readouterr()
+    assert "rosellm is built without native CPU kernels: false fails\n" in out + err
+
+
+def test_a_release_is_not_built_without_the_kernels(project, monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("ROSELLM_BUILD_NATIVE", "require")
+    with pytest.raises(RuntimeError, match="false fails"):
+        build_wheel(project)
