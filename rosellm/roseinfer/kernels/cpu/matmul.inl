@@ -29,10 +29,10 @@ struct Floats {
     template <int R, int C>
     static constexpr Loop loop = float_tiles<T, R, C>;
 };
-template <bool FOLDED>
+template <Reading READING>
 struct Points {
     template <int R, int C>
-    static constexpr Loop loop = point_tiles<FOLDED, R, C>;
+    static constexpr Loop loop = point_tiles<READING, R, C>;
 };
 #if defined(ROSE_AVX512)
 struct Pairs {
@@ -73,6 +73,11 @@ constexpr Family family(const Loops (&all)[COUNT]) {
 template <class Kind>
 constexpr Loops FEW[] = {loops<Kind, 1, 4>(), loops<Kind, 2, 4>(), loops<Kind, 3, 4>(),
                          loops<Kind, 4, 4>(), loops<Kind, 6, 2>(), loops<Kind, 8, 2>()};
+template <>
+constexpr Loops FEW<Points<UNFOLDING>>[] = {
+    loops<Points<CODES>, 1, 4>(),     loops<Points<CODES>, 2, 4>(),
+    loops<Points<UNFOLDING>, 3, 4>(), loops<Points<UNFOLDING>, 4, 4>(),
+    loops<Points<UNFOLDING>, 6, 2>(), loops<Points<UNFOLDING>, 8, 2>()};
 template <class Kind>
 constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3],
                           FEW<Kind>[4], FEW<Kind>[5], loops<Kind, 12, 2>()};
@@ -83,8 +88,8 @@ template <class Kind>
 constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], loops<Kind, 3, 1>(), loops<Kind, 4, 1>(),
                           loops<Kind, 6, 1>()};
 template <>
-constexpr Loops MANY<Points<false>>[] = {loops<Points<false>, 1, 2>(),
-                                         loops<Points<false>, 2, 1>()};
+constexpr Loops MANY<Points<POINTS>>[] = {loops<Points<POINTS>, 1, 2>(),
+                                         loops<Points<POINTS>, 2, 1>()};
 #else
 template <class Kind>
 constexpr Loops FEW[] = {loops<Kind, 1, 1>(), loops<Kind, 2, 1>()};
@@ -102,15 +107,15 @@ inline Family family_of(const Matrix& w) {
 #else
         case BF16: return family(FEW<Floats<bf16>>);
 #endif
-        case INT8: return family(MANY<Points<false>>);
-        default: return family(FEW<Points<true>>);
+        case INT8: return family(MANY<Points<POINTS>>);
+        default: return family(FEW<Points<UNFOLDING>>);
     }
 }
 
 // Those that read it unfolded, if it is a folded one.
 inline Family unfolded_family_of(const Matrix& w) {
     if (!folded(w)) return family_of(w);
-    return w.format == INT4 ? family(MANY<Points<false>>) : family(MANY<Floats<float>>);
+    return w.format == INT4 ? family(MANY<Points<POINTS>>) : family(MANY<Floats<float>>);
 }
 
 // -- Finishing ---------------------------------------------------------------------------------

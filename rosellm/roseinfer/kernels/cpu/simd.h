@@ -84,6 +84,7 @@ ROSE_INLINE F swapped(F a) {
 }
 ROSE_INLINE I both(I a, I b) { return _mm512_and_si512(a, b); }
 ROSE_INLINE I either(I a, I b) { return _mm512_or_si512(a, b); }
+ROSE_INLINE I mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 ROSE_INLINE I mul16(I a, I b) { return _mm512_mullo_epi16(a, b); }
 ROSE_INLINE I load_ints(const void* from) { return _mm512_loadu_si512(from); }
 ROSE_INLINE void store_ints(void* to, I a) { _mm512_storeu_si512(to, a); }

@@ -12,19 +12,6 @@ namespace rose {
 namespace {
 namespace matmul {
 
-// Where few rows share a weight, memory is what they wait for.
-#ifndef ROSE_AHEAD
-#define ROSE_AHEAD 1024
-#endif
-#ifndef ROSE_AHEAD_ROWS
-#define ROSE_AHEAD_ROWS 12
-#endif
-template <int R>
-ROSE_INLINE void ahead(const void* at) {
-    if constexpr (R <= ROSE_AHEAD_ROWS && ROSE_AHEAD > 0)
-        __builtin_prefetch(static_cast<const char*>(at) + ROSE_AHEAD);
-}
-
 // -- Floats ------------------------------------------------------------------------------------
 
 // Sums [C][R][16] of a prepared tile of R rows and tiles c.. of a panel, whose weights are T.
@@ -67,10 +54,7 @@ void pair_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     repeat<R>([&](auto r) { repeat<C>([&](auto i) { all[r][i] = _mm512_setzero_ps(); }); });
     for (int64_t k = 0; k < pairs; k++, x += R, tile += LINE) {
         __m512i weights[C];
-        repeat<C>([&](auto i) {
-            ahead<R>(tile + i * apart);
-            weights[i] = _mm512_load_si512(tile + i * apart);
-        });
+        repeat<C>([&](auto i) { weights[i] = _mm512_load_si512(tile + i * apart); });
         repeat<R>([&](auto r) {
             const __m512i value = _mm512_set1_epi32(x[r]);
             repeat<C>([&](auto i) {
@@ -182,25 +166,22 @@ ROSE_INLINE F total_of(Sum all, int v) { return floats(all.of[v]); }
 #endif
 
 // Calls add(quads of C tiles) for every four inputs of a group.
-template <int R, int C, class Add>
+template <int C, class Add>
 ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t group, int64_t count,
                            const Add& add) {
     const uint8_t* points[C];
     for (int i = 0; i < C; i++) points[i] = panel.points(c + i, group);
     for (int64_t at = 0; at < count * TILE; at += LINE) {
         Quads quads[C];
-        repeat<C>([&](auto i) {
-            ahead<R>(points[i] + at);
-            quads[i] = quads_at(points[i] + at);
-        });
+        repeat<C>([&](auto i) { quads[i] = quads_at(points[i] + at); });
         add(quads);
     }
 }
 
 // The same of int4.
-template <int R, int C, class Add>
-ROSE_INLINE void for_quads_of_codes(const Panel& panel, int c, int64_t first, int64_t last,
-                                    const Add& add) {
+template <int C, class Add>
+ROSE_INLINE void for_unfolded(const Panel& panel, int c, int64_t first, int64_t last,
+                              const Add& add) {
     for (int64_t at = first / PART; at < last / PART; at++) {
         const Part part(at);
         const char* codes[C];
@@ -210,7 +191,6 @@ ROSE_INLINE void for_quads_of_codes(const Panel& panel, int c, int64_t first, in
             grids[v] = grid_of(panel.tile(c + v / V), part, v % V * LANES);
         });
         for (int64_t line = 0; line < PART / 8; line++) {
-            repeat<C>([&](auto i) { ahead<R>(codes[i] + line * LINE); });
             repeat<2>([&](auto high) {
                 Quads quads[C];
                 repeat<C>([&](auto i) {
@@ -227,8 +207,52 @@ ROSE_INLINE void for_quads_of_codes(const Panel& panel, int c, int64_t first, in
     }
 }
 
-// The same of points, unfolded or in codes of 4 bits: groups are added up in fp32.
-template <bool FOLDED, int R, int C>
+#if defined(ROSE_AVX512)
+// Sums of int4 for the fewest rows, where unfolding would take longer than all else: a part's codes
+// are multiplied as they are, and the step and the offset come after. It is the same whole number.
+template <int R, int C>
+ROSE_INLINE void add_codes(const Panel& panel, int c, const Part& part, const Code* x,
+                           Sum (&all)[R][C]) {
+    constexpr int QUADS = PART / 4;
+    const __m512i nibble = splat(int32_t(0x0f0f0f0f)), ones = splat(int32_t(0x01010101));
+    Quad quads[QUADS][R];
+    Sum x_sum[R];
+    repeat<R>([&](auto r) {
+        x_sum[r] = sum_of(0);
+        repeat<QUADS>([&](auto i) {
+            quads[i][r] = quad_at(x + (i * R + r) * 4);
+            x_sum[r] = dot(x_sum[r], ones, quads[i][r]);
+        });
+    });
+    repeat<C>([&](auto i) {
+        const char* tile = panel.tile(c + i);
+        Sum sums[R];
+        repeat<R>([&](auto r) { sums[r] = sum_of(0); });
+        repeat<QUADS / 2>([&](auto line) {
+            const __m512i two = load_ints(tile + part.codes() + line * LINE);
+            const __m512i low = both(two, nibble), high = both(shift_right<4>(two), nibble);
+            repeat<R>([&](auto r) {
+                sums[r] = dot(sums[r], low, quads[2 * line][r]);
+                sums[r] = dot(sums[r], high, quads[2 * line + 1][r]);
+            });
+        });
+        const auto* steps = reinterpret_cast<const uint16_t*>(tile + part.steps());
+        const I step = both(shift_right(load(steps), 4 * part.number), splat(int32_t(15)));
+        const I offsets = load_ints(tile + part.offsets());
+        const I offset = both(shift_right(offsets, 8 * part.number), splat(int32_t(255)));
+        repeat<R>([&](auto r) {
+            const I whole = add(mul(step, sums[r]), mul(offset, x_sum[r]));
+            all[r][i] = add(all[r][i], whole);
+        });
+    });
+}
+#endif
+
+// How the loops read a format: as points; unfolding codes of 4 bits to such; or as those codes.
+enum Reading { POINTS, UNFOLDING, CODES };
+
+// The same as float_tiles of points and codes; groups are added up in fp32.
+template <Reading READING, int R, int C>
 void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const Matrix& w = panel.w;
     const int64_t k = padded_k(w), groups = groups_of(w);
@@ -247,10 +271,13 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
             });
             x += 4 * R;
         };
-        if constexpr (FOLDED)
-            for_quads_of_codes<R, C>(panel, c, first, last, add_four);
-        else
-            for_quads<R, C>(panel, c, group, last - first, add_four);
+        if constexpr (READING == POINTS) for_quads<C>(panel, c, group, last - first, add_four);
+        if constexpr (READING == UNFOLDING) for_unfolded<C>(panel, c, first, last, add_four);
+#if defined(ROSE_AVX512)
+        if constexpr (READING == CODES)
+            for (int64_t part = first / PART; part < last / PART; part++, x += PART * R)
+                add_codes<R, C>(panel, c, Part(part), x, all);
+#endif
         asm("" : "+r"(sums));  // else gcc keeps a second copy of what is there
         repeat<C * V>([&](auto v) {
             const F scale = load(panel.scales(c + v / V, group) + v % V * LANES);
