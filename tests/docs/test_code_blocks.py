@@ -99,6 +99,7 @@ def test_block_runs(block: Block, folder: Path, server: Server) -> None:
         "PYTHONPATH": f"{ROOT}:{folder}",
         "PYTHONWARNINGS": "error",
         "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
     }
     done = subprocess.run(
         [*PROGRAMS[block.language], code],
