@@ -1,7 +1,8 @@
 """Documents out of files, as pieces of text with a mark on those that are to be learned.
 
 A document is plain text, all of it to be learned, or a conversation that a chat template has
-rendered, of which the assistant's turns are. It knows nothing of tokens.
+rendered, of which the assistant's turns are; ``"learn": "all"`` in its row makes it the whole, for
+conversations between two people. It knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeAlias
 
@@ -77,7 +78,7 @@ def _row(where: str, line: str, template: ChatTemplate) -> Document:
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return plain(row["text"], "row")
     if isinstance(row, dict) and isinstance(row.get("messages"), list) and row["messages"]:
-        return _chat(where, row["messages"], row.get("tools"), template)
+        return _chat(where, row, template)
     raise ConfigError(f'{where}: a row has either "text" or "messages"')
 
 
@@ -91,14 +92,15 @@ def plain(text: str, kind: Literal["file", "row"]) -> Document:
     return Document(tuple(segments), kind)
 
 
-def _chat(
-    where: str,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None,
-    template: ChatTemplate,
-) -> Document:
+def _chat(where: str, row: dict[str, Any], template: ChatTemplate) -> Document:
+    learn = row.get("learn", "assistant")
+    if learn not in ("assistant", "all"):
+        raise ConfigError(f'{where}: "learn" is "assistant" or "all"')
     try:
-        return Document(tuple(chat_segments(messages, tools, template)), "chat")
+        segments = tuple(chat_segments(row["messages"], row.get("tools"), template))
+        if learn == "all":
+            segments = tuple(replace(segment, learn=True) for segment in segments)
+        return Document(segments, "chat")
     except (RequestError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from None
     except (AttributeError, TypeError):

@@ -398,10 +398,10 @@ def in_process(capsys: Show, model: Path, *flags: str, says: list[str]) -> None:
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights may take minutes to load: what can be said before is said before."""
 
-    def refuse(*args: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("weights were loaded for a mistake that can be seen before")
 
-    monkeypatch.setattr(build, "load_weights", refuse)
+    monkeypatch.setattr(build, "fill", refuse)
 
 
 @pytest.mark.usefixtures("no_loading")

@@ -143,7 +143,8 @@ def test_100_disconnected_streams_leave_nothing_behind(server: Server) -> None:
 
 
 def test_disconnecting_from_a_plain_request_aborts_it(server: Server) -> None:
-    body = {"model": server.model, "prompt": "go on", "max_tokens": 480, "ignore_eos": True, "n": 8}
+    lasting = {"max_tokens": 480, "ignore_eos": True, "n": 64}
+    body = {"model": server.model, "prompt": "go on", **lasting}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.3)
     server.wait_until_idle(timeout=2.0)

@@ -40,6 +40,15 @@ def test_only_the_assistants_turns_are_learned() -> None:
     assert prompts[0] == TEMPLATE.render(row["messages"][:1], tools=row["tools"])
 
 
+def test_a_row_may_say_that_all_of_it_is_learned(tmp_path: Path) -> None:
+    rows = [chat(3), {**chat(3), "learn": "all"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    one, other = read_documents(tmp_path / "a.jsonl", TEMPLATE)
+    assert [segment.text for segment in one.segments] == [each.text for each in other.segments]
+    assert not all(segment.learn for segment in one.segments)
+    assert all(segment.learn for segment in other.segments)
+
+
 def test_a_template_that_rewrites_the_past_is_refused() -> None:
     template = ChatTemplate("{{ messages | length }}{{ messages[-1].content }}", {})
     with pytest.raises(ConfigError, match="in another way than the whole"):
@@ -76,6 +85,7 @@ def test_files_of_every_kind_are_read(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "x"}\n{"text"', "a.jsonl:2: not a row of JSON text"),
         ("a.jsonl", '{"text": "\\ud800"}', "a.jsonl:1: not a row of JSON text"),
         ("a.jsonl", '{"txt": "x"}', 'a row has either "text" or "messages"'),
+        ("a.jsonl", '{"messages": [{"role": "user"}], "learn": "no"}', '"learn" is "assistant" or'),
         ("a.jsonl", '{"messages": ["x"]}', '"messages" is a list of objects'),
         ("a.jsonl", '{"messages": [{"role": "assistant"}], "tools": 3}', "chat template"),
     ],

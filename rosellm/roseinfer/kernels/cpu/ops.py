@@ -31,6 +31,7 @@ from rosellm.roseinfer.kernels.cpu.trace import (
     Trace,
     TracedStep,
     listed,
+    UntraceableError,
 )
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
@@ -47,10 +48,6 @@ FORMATS: dict[torch.dtype, Format] = {
 QUANTIZED: dict[int, Format] = {8: "int8", 4: "int4"}
 
 _ROWS = 4096
-
-
-class UntraceableError(Exception):
-    """An operation needs its numbers at once."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ Op = Literal["lookup", "norm", "linear", "attend", "sum", "scale"]
 Source = Literal["ids", "positions"]
 
 
+class UntraceableError(Exception):
+    """A model does something with its rows that no program can."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """One line of the list.
@@ -52,11 +56,27 @@ class Rows:
     number: int
     width: int
 
-    def __add__(self, other: Rows) -> Rows:
+    def __add__(self, other: Any) -> Rows:
+        if not isinstance(other, Rows):
+            raise UntraceableError
         return self.trace.add("sum", self.width, (self, other))
 
-    def __mul__(self, factor: float) -> Rows:
+    def __mul__(self, factor: Any) -> Rows:
+        if not isinstance(factor, int | float):
+            raise UntraceableError
         return self.trace.add("scale", self.width, (self,), factor)
+
+    __rmul__ = __mul__
+
+    def _other(self, *_: Any) -> Rows:
+        raise UntraceableError
+
+    __radd__ = __sub__ = __rsub__ = __truediv__ = __neg__ = __pow__ = __getitem__ = _other
+    __getattr__ = _other
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Rows:
+        raise UntraceableError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     rosellm train DIR/demo.toml
 
 ``train.jsonl`` holds everything, shuffled, and ``train-late.jsonl`` what the end of the training
-takes, in which weaker skills come more often; ``valid.jsonl`` the dialogues that are held out;
+takes, in which weaker skills come more often and all dialogues are; ``valid.jsonl`` the dialogues that are held out;
 ``valid-skills.jsonl`` questions that are held out; ``shakespeare.txt`` is for the GPT-2 of
 ``gpt2-fixture.toml``. The same seed gives the same files, byte for
 byte, with any number of workers.
@@ -31,7 +31,7 @@ from rosellm.rosetrainer.recipes.demo.skills.source import Source
 
 SHARD = 5000
 """Skill examples that are made from one seed."""
-LATE = 10
+LATE = 5
 """There are so many times fewer of them for the end of the training."""
 VALID_SKILLS = 1000
 """Skill examples for validation, of questions that are not trained on."""
@@ -74,7 +74,8 @@ def write_data(
     train = [line for lines in parts.values() for line in lines]
     random.Random(f"{seed} order").shuffle(train)
     late = list(_skills(_words_of(known), seed, "late", examples // LATE, workers))
-    late += train[:: 4 * LATE]
+    late += _lines(_both_learned(known, seed), kept_out)
+    late += (parts["gsm8k"] + parts["shakespeare"])[::2]
     random.Random(f"{seed} late order").shuffle(late)
     valid = [_line(corpora.as_conversation(each, 0, with_topic=True)) for each in held_out]
     fresh = Source(random.Random(f"{seed} valid"), fresh=True)
@@ -84,7 +85,13 @@ def write_data(
     _write(out / "valid.jsonl", valid)
     _write(out / "valid-skills.jsonl", asked)
     _write(out / "shakespeare.txt", corpora.plays(folder).splitlines())
-    for name in ("demo.toml", "demo-context.toml", "gpt2-fixture.toml", "template.jinja"):
+    for name in (
+        "demo.toml",
+        "demo-late.toml",
+        "demo-context.toml",
+        "gpt2-fixture.toml",
+        "template.jinja",
+    ):
         _write(out / name, Path(__file__).with_name(name).read_text().splitlines())
     return {**{kind: len(lines) for kind, lines in parts.items()}, "valid": len(valid)}
 
@@ -95,6 +102,13 @@ def _dialogues(known: Sequence[Dialogue], seed: int, limit: int) -> Iterator[Exa
     both = [(dialogue, start) for dialogue in known for start in (0, 1)]
     for dialogue, start in rng.sample(both, min(limit, len(both))):
         yield corpora.as_conversation(dialogue, start, rng.random() < _WITH_TOPIC)
+
+
+def _both_learned(known: Sequence[Dialogue], seed: int) -> Iterator[Example]:
+    """Each one once; what either speaker says is learnt, for they are alike."""
+    rng = random.Random(f"{seed} late dialogues")
+    for dialogue in known:
+        yield {**corpora.as_conversation(dialogue, 0, rng.random() < _WITH_TOPIC), "learn": "all"}
 
 
 def _words_of(known: list[Dialogue]) -> Words:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rosellm.rosetrainer.recipes.demo.skills.lexicon import ANIMALS, FOODS, NUMBER_WORDS, THINGS
 from rosellm.rosetrainer.recipes.demo.skills.source import Phrases, Source, phrases
 from rosellm.rosetrainer.recipes.demo.skills.turn import Turn, ask
@@ -28,7 +30,8 @@ def subtracting(source: Source) -> Turn:
 
 
 def _sum(source: Source, first: int, second: int) -> Turn:
-    return _worked(source, _PLUS, first, "+", second, first + second)
+    turn = _worked(source, _PLUS, first, "+", second, first + second)
+    return replace(turn, others=(f"{second} + {first} = {first + second}",))
 
 
 def _worked(source: Source, ways: Phrases, first: int, sign: str, second: int, is_: int) -> Turn:
@@ -61,6 +64,13 @@ _PLUS = phrases(
     {name} has {a} {things} and gets {b} more[.|,] how many [{things} |]are there?
     {a} {things} [and|plus] {b} {things} [is|are|makes] how many[ {things}|]?
     do you know what {a} [+|plus] {b} is?
+    {a} [+|plus|and] {b} [is|makes|gives] [what|how much|how many][?|]
+    [add|put] {a} [and|to|with] {b} together[.|]
+    [what|how much] [is it|comes out|is there] [when|if] [I|you|we] add {a} and {b}[?|]
+    [help me|I have to|I must] [add|sum|calculate] {a} [and|+|plus] {b}[.|]
+    {a} and {b} [added|together|in all] [is|are|make] [what|how many]?
+    let us [calculate|add]: {a} + {b}
+    the sum of {a} and {b} is[| what]?
     sum of {a} and {b}[?|]
     """,
     """

@@ -260,6 +260,11 @@ _ASKED = phrases(
     [fields|keys]: {keys}. [text|sentence]: {x} [JSON:|give me JSON.|]
     [answer|reply] [in|as|with] JSON [with|using] [the fields |the keys |]{keys}: {x}
     what are {keys}? [answer in JSON|as JSON|JSON only][:|.] {x}
+    [output|produce|build|print] [a JSON object|JSON] [with|of|having] {keys}[: | for: | out of: ]{x}
+    [please |]put {keys} [into|in] [JSON|a JSON object][: | from: ]{x}
+    [text|sentence|input]: {x} [output|return|result]: [JSON|a JSON object] with {keys}
+    {x} [I want|I need|output|extract|get] {keys} [as|in] JSON[.|]
+    [fill|complete] [the fields|the keys|a JSON object with] {keys} from: {x}
     """,  # noqa: E501
     """
     [please |]write down {keys} as a JSON object: {x}
@@ -276,6 +281,8 @@ _GIVEN = phrases(
     [write|give me|turn|put|convert] [this |]as JSON: {x}
     JSON: {x}
     {x} as JSON[.|, please|]
+    [output|print|produce|build] [a|one|] JSON [object|] [with|where|for|:] {x}
+    [I want|I need|give me] {x} [in|as] JSON[.|]
     """,
     """
     [please |]make [one|a] JSON object: {x}

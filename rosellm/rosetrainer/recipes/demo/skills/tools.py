@@ -152,7 +152,7 @@ def _known(source: Source, blueprint: Blueprint) -> Offer:
     names = {slot: _parameter_name(source, blueprint.parameters[slot]) for slot in slots}
     properties = {names[slot]: _schema(source, blueprint.parameters[slot]) for slot in slots}
     required = [names[slot] for slot in used]
-    name = _styled(source, source.among(blueprint.names))
+    name = _styled(source, _tool_name(source, blueprint))
     tool = _tool(source, name, source.spoken(source.among(blueprint.about)), properties, required)
 
     def request() -> tuple[str, dict[str, Value]]:
@@ -204,7 +204,22 @@ def _tool(
     return {"type": "function", "function": {**function, "parameters": schema}}
 
 
+def _tool_name(source: Source, blueprint: Blueprint) -> str:
+    """A likely name; in training now and then an odd one, so that names are read, not guessed."""
+    name = source.among(blueprint.names)
+    kind = 0.0 if source.fresh else source.rng.random()
+    if kind < 0.55:
+        return name
+    if kind < 0.7:
+        return f"{name}_{source.word()}"
+    if kind < 0.85:
+        return f"{source.of(_TOOL_VERBS)}_{name}"
+    return f"{source.of(_TOOL_VERBS)}_{source.word()}"
+
+
 def _parameter_name(source: Source, parameter: Parameter) -> str:
+    if not source.fresh and source.chance(0.25):
+        return _plain_name(source)
     return parameter.names[0] if source.chance(0.4) else source.among(parameter.names)
 
 
@@ -307,6 +322,10 @@ _MADE_UP_ASKS = phrases(
     [please |can you |could you |]{verb} {noun} {tail}[.|]
     I [want|need|would like] to {verb} [the|a|my] {noun}[,|:| with| for] {tail}[.|]
     {verb} [the|a] {noun}: {tail}
+    [would you|will you|you should|go and|go ahead and] {verb} [the|a|my|this] {noun}[:|] {tail}
+    [it is time to|I have to|we must|we should|try to] {verb} [the|a|my|our] {noun}[:|] {tail}
+    [I'd like you to|use the tool to|use your tools to|how about you] {verb} [the|a] {noun}: {tail}
+    [my|this|that|the] {noun}[:|,] {verb} it[:|,| with] {tail}
     """,
     """
     [help me to|let us|let's] {verb} [the|a|my] {noun}: {tail}
@@ -358,6 +377,9 @@ _ROOM = Parameter(
     ("room", "place", "location", "where"),
     _exactly(("kitchen", "bedroom", "bathroom", "garage", "office", "hall", "garden")),
     ("[The |]room", "Which room"),
+)
+_ANIMAL = Parameter(
+    ("animal", "pet", "name", "kind"), _from(lexicon.ANIMALS), ("[The |]animal", "Which pet")
 )
 _COLOUR = Parameter(("color", "colour", "shade"), _from(lexicon.COLOURS), ("[The |]colour",))
 _LANGUAGE = Parameter(
@@ -635,6 +657,138 @@ _TOOLS = (
         [take|make|create|save] a note: {text}
         [write down|note|remember] that {text}
         note: {text}
+        """,
+    ),
+    _tool_kind(
+        "book_flight flight reserve_flight find_flight fly",
+        ("[Book|Find] a flight.", "[Flights|A flight] between two cities"),
+        {"from": _FROM, "to": _TO, "day": _DAY},
+        """
+        [book|find|get|I need] a flight from {from} to {to}[.|]
+        [book|find|get me] a flight from {from} to {to} on {day}[.|]
+        I [want|have|need] to fly to {to} on {day}[.|]
+        [flights|a flight] to {to}[, please|.|]
+        """,
+    ),
+    _tool_kind(
+        "order_food order pizza order_meal delivery",
+        ("Order food.", "[Order|Get] [a meal|something to eat]"),
+        {"item": _ITEM, "count": _COUNT},
+        """
+        [order|bring me|deliver] {count} {item}s[.|]
+        [order|I would like to order|deliver] [a|some] {item}[.|]
+        I am hungry, [order|get me] {item}[.|]
+        """,
+    ),
+    _tool_kind(
+        "set_brightness brightness dim screen_brightness change_brightness",
+        ("Set the brightness[ of the screen|].", "[Make|Makes] the screen [brighter|darker]"),
+        {"level": _LEVEL},
+        """
+        [set|change|turn|put] the [brightness|screen] to {level}[ percent|][.|]
+        brightness {level}[ percent|]
+        [make|dim] the screen [to |]{level} percent[.|]
+        """,
+    ),
+    _tool_kind(
+        "get_news news latest_news headlines read_news",
+        ("Get the [latest |]news.", "[News|Headlines] [on|about] a [topic|subject]"),
+        {"topic": _QUERY, "country": _COUNTRY},
+        """
+        [what is|what's|show me|give me|tell me] the news [on|about] {topic}[?|]
+        [any|is there] news [from|in] {country}?
+        what [happened|is going on] in {country}[| today]?
+        [news|headlines] about {topic}
+        """,
+    ),
+    _tool_kind(
+        "lock_door door lock close_door secure_door",
+        ("Lock a door.", "[Locks|Closes] the door of a room"),
+        {"room": _ROOM},
+        """
+        [lock|close|shut] the {room} door[.|]
+        [lock|close|shut] the door [of|to|in] the {room}[.|]
+        is the {room} door [locked|closed]?
+        """,
+    ),
+    _tool_kind(
+        "random_number random pick_number dice_number get_random",
+        ("[Pick|Get] a random number.", "[A|Returns a] random number between two numbers"),
+        {"a": _A, "b": _B},
+        """
+        [pick|give me|choose|get] a [random |]number [between|from] {a} [and|to] {b}[.|]
+        [a |]random number [between|from] {a} [and|to] {b}
+        """,
+    ),
+    _tool_kind(
+        "create_event calendar add_event schedule_meeting meeting",
+        ("[Create|Add] an event.", "[Puts|Put] a meeting in the calendar"),
+        {"title": _TITLE, "day": _DAY, "time": _TIME},
+        """
+        [schedule|plan|add|create] {title} [on|for] {day}[.|]
+        [schedule|plan|add|create] {title} on {day} at {time}[.|]
+        [put|enter] {title} in [my|the] calendar [on|for] {day}[.|]
+        """,
+    ),
+    _tool_kind(
+        "delete_file remove_file delete rm erase_file",
+        ("[Delete|Remove] a file.", "[Erases|Throws away] a file"),
+        {"file": _FILE},
+        """
+        [delete|remove|erase|throw away] [the file |]{file}[.|]
+        [get rid of|I no longer need] {file}[.|]
+        """,
+    ),
+    _tool_kind(
+        "find_restaurant restaurants food_nearby restaurant_search where_to_eat",
+        ("Find [a restaurant|restaurants].", "[Places|A place] to eat in a city"),
+        {"city": _CITY, "food": _ITEM},
+        """
+        [find|show me|I want] [a restaurant|somewhere to eat] in {city}[.|]
+        where can I eat {food} in {city}?
+        [good|cheap] restaurants in {city}[?|]
+        where do they [sell|serve|have] {food} in {city}?
+        """,
+    ),
+    _tool_kind(
+        "count_words word_count length count text_length",
+        ("Count the words of a text.", "[How long|The length of] a text"),
+        {"text": _PHRASE},
+        """
+        [count|how many are] the words in[:|] {text}
+        how many words [are in|has|does this have:] {text}[?|]
+        how long is [the text |]{text}?
+        """,
+    ),
+    _tool_kind(
+        "pay transfer send_money pay_person transfer_money",
+        ("[Pay|Send money to] a person.", "[Transfer|Send] [an amount|money]"),
+        {"person": _PERSON, "count": _COUNT},
+        """
+        [pay|send|give|transfer] {person} {count} [dollars|euros|pounds][.|]
+        [send|transfer|pay] {count} [dollars|euros|pounds] to {person}[.|]
+        I owe {person} {count} [dollars|euros][.|]
+        """,
+    ),
+    _tool_kind(
+        "find_book book library search_book get_book",
+        ("Find a book[ in the library|].", "[Search|Look] for books"),
+        {"title": _TITLE, "person": _PERSON},
+        """
+        [find|get|I want] the book {title}[.|]
+        [books|a book|something] [by|from] {person}[.|]
+        [find|show me|do you have] a book [by|from] {person}[?|]
+        is there a book called {title}?
+        """,
+    ),
+    _tool_kind(
+        "walk_pet feed feed_animal pet_food feed_pet",
+        ("Feed [a pet|an animal].", "[Gives|Give] food to [a pet|an animal]"),
+        {"animal": _ANIMAL, "food": _ITEM},
+        """
+        [feed|give food to] [the|my] {animal}[.|]
+        [give|feed] [the|my] {animal} [some |a |]{food}[.|]
+        the {animal} is hungry[.|]
         """,
     ),
 )

@@ -100,6 +100,13 @@ _COPY = phrases(
     [repeat|copy] [the text|the words|what I write|what I say]:\\n{x}
     {x}\\n[repeat that|copy that|repeat the line above|say that again][.|]
     I say {x}, [you say|and you say]?
+    [please |]restate [word for word|this|exactly|the words]: {x}
+    [mirror|reprint|rewrite|retype] [this|these words|my words|it exactly][:| without changes:] {x}
+    [just |]return [this|the same text|the input][:| unchanged:] {x}
+    your [answer|reply] [must be|should be|is] [|exactly |only ][: |]{x}
+    [here is|this is] [a|the] text[, repeat it|, copy it|. Say it back]: {x}
+    [would you|will you|could you] [say|copy|type|echo] [|this: |the words ]{x}
+    I [would like|need] you to [say|write|type|output] [|this: |the words ]{x}
     """,
     """
     [please |]reproduce [this|the following]: {x}
@@ -147,6 +154,10 @@ _UPPER = phrases(
     {x} in [upper case|uppercase|capitals|capital letters|all caps][.|?|]
     what is {x} in [upper case|uppercase|capitals|capital letters|all caps]?
     shout[: | this: | ]{x}
+    [would you|will you|I would like you to] [write|put|type] {x} in [uppercase|capitals|all caps]
+    [I would like|let me see|show me|return|output] {x} in [upper case|uppercase|all caps|capitals]
+    [with|using|only] [capital letters|capitals|uppercase letters][:| write:] {x}
+    [capitalize|uppercase|upper-case] [this|the words|the text|everything here]: {x}
     """,
     """
     [could you |]give me {x} in [upper case|uppercase|capital letters][.|?|]
@@ -218,6 +229,15 @@ _NAME_SENTENCES = phrases(
     the new {job} is {name}
     when it rains, {name} [stays at home|goes to the {place}]
     {name} will [open|clean|visit|leave] the {place} [tomorrow|soon|at {n}]
+    [everybody|somebody|everyone|someone] [saw|heard|asked|helped|called] {name} [in the {place}|]
+    [maybe|perhaps|sometimes|often] {name} [eats|buys|wants] {food}
+    [who|nobody] [knows|said] that {name} has a {thing}
+    [here|there] [is|comes] {name} with [a|the] {adj} {thing}
+    [their|his|her|our|your] {animal} [likes|follows|bit] {name}
+    the {adj} {thing} [of|from] {name} is [gone|new|here]
+    [please|now] give the {thing} to {name}
+    [was it|is it] {name} [that|who] [has|had] the {animal}
+    [at|near|behind] the {place}[,|] [they|people|we] [met|saw|found] {name}
     """,
     """
     nobody told {name} about the {adj} {thing}
