@@ -75,7 +75,7 @@ def test_a_seed_says_all() -> None:
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_an_evaluation_asks_what_was_not_trained_on(skill: str) -> None:
-    fresh = list(evaluation(skill, Source(random.Random("fresh"), fresh=True), 40))
+    fresh = list(evaluation(skill, Source(random.Random("fresh"), fresh=True, novelty=0.5), 40))
     assert all(is_for_evaluation(turn.user) for turn in fresh)
     assert not any(is_for_evaluation(turn.user) for turn in turns(skill, 100))
 

@@ -30,8 +30,8 @@ from rosellm.roseinfer.kernels.cpu.trace import (
     Rows,
     Trace,
     TracedStep,
-    listed,
     UntraceableError,
+    listed,
 )
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable

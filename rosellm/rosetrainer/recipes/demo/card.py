@@ -1,6 +1,6 @@
 """Writes the model card of a trained demo model: every number comes from the run itself.
 
-    python -m rosellm.rosetrainer.recipes.demo.card --runs DIR/run DIR/context-run \\
+    python -m rosellm.rosetrainer.recipes.demo.card --runs DIR/run DIR/late-run DIR/context-run \\
         --results RESULTS.json --model OUT
 
 ``--runs`` are the stages of the training in their order; ``RESULTS.json`` holds the last line that
@@ -34,7 +34,8 @@ _ABOUT = {
     "larger sum": "a + b, each up to 99",
     "difference": "a - b, up to 20",
     "name": "the name in a sentence",
-    "json": "an object with the fields asked for (two, now and then one or three)",
+    "json": "an object with the two fields asked for",
+    "json, one or three fields": "an object with one or three",
     "tool call": "one of 1 to 3 tools, name and arguments exactly right",
     VALID_CALL: "the right tool, with arguments that its schema allows",
     "tools unused": "tools are offered, the question is for none of them",
@@ -65,7 +66,7 @@ def card(runs: Sequence[Path], results: dict[str, Any], model: Path) -> str:
         steps=" + ".join(f"{end['step']:,}" for end in ends),
         curve=_curve(logs),
         prompts=results["prompts"],
-        skills=_skills(results["skills"]),
+        skills=_skills(results["skills"], results["novel"]),
         **_perplexity(results),
     )
 
@@ -79,9 +80,13 @@ def _parameters(config: dict[str, Any]) -> int:
     return int(config["vocab_size"] * width + config["num_hidden_layers"] * block + width)
 
 
-def _skills(rates: dict[str, float]) -> str:
-    rows = [f"| {name} | {_ABOUT[name]} | {rate:.1%} |" for name, rate in rates.items()]
-    return "\n".join(["| skill | what | right |", "| --- | --- | --- |", *rows])
+def _skills(known: dict[str, float], novel: dict[str, float]) -> str:
+    rows = [
+        f"| {name} | {_ABOUT[name]} | {rate:.1%} | {novel[name]:.1%} |"
+        for name, rate in known.items()
+    ]
+    head = ["| skill | what | right | new words too |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows])
 
 
 def _log(run: Path) -> list[dict[str, Any]]:

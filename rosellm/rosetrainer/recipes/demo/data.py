@@ -3,11 +3,11 @@
     python -m rosellm.rosetrainer.recipes.demo.data --corpora ../shared/data --out DIR
     rosellm train DIR/demo.toml
 
-``train.jsonl`` holds everything, shuffled, and ``train-late.jsonl`` what the end of the training
-takes, in which weaker skills come more often and all dialogues are; ``valid.jsonl`` the dialogues that are held out;
-``valid-skills.jsonl`` questions that are held out; ``shakespeare.txt`` is for the GPT-2 of
-``gpt2-fixture.toml``. The same seed gives the same files, byte for
-byte, with any number of workers.
+``train.jsonl`` holds everything, shuffled; ``train-late.jsonl`` what later stages of the training
+take, in which weaker skills come more often, and all dialogues; ``valid.jsonl`` the dialogues that
+are held out; ``valid-skills.jsonl`` questions that are held out; ``shakespeare.txt`` is for the
+GPT-2 of ``gpt2-fixture.toml``. The same seed gives the same files, byte for byte, whatever the
+number of workers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rosellm.roseinfer.errors import ConfigError, RosellmError
 from rosellm.rosetrainer.recipes.demo import corpora
 from rosellm.rosetrainer.recipes.demo.corpora import Dialogue, Example, Message
 from rosellm.rosetrainer.recipes.demo.overlap import benchmark_runs, overlaps, strings
-from rosellm.rosetrainer.recipes.demo.skills.mix import Stage, conversation
+from rosellm.rosetrainer.recipes.demo.skills.mix import NOVELTY, Stage, conversation
 from rosellm.rosetrainer.recipes.demo.skills.source import Source
 
 SHARD = 5000
@@ -78,7 +78,7 @@ def write_data(
     late += (parts["gsm8k"] + parts["shakespeare"])[::2]
     random.Random(f"{seed} late order").shuffle(late)
     valid = [_line(corpora.as_conversation(each, 0, with_topic=True)) for each in held_out]
-    fresh = Source(random.Random(f"{seed} valid"), fresh=True)
+    fresh = Source(random.Random(f"{seed} valid"), fresh=True, novelty=NOVELTY)
     asked = [_line(conversation(fresh)) for _ in range(VALID_SKILLS)]
     _write(out / "train.jsonl", train)
     _write(out / "train-late.jsonl", late)

@@ -26,7 +26,13 @@ from rosellm.roseinfer.text.tokenizer import Tokenizer
 from rosellm.rosetrainer.documents import chat_segments
 from rosellm.rosetrainer.recipes.demo import corpora
 from rosellm.rosetrainer.recipes.demo.corpora import Dialogue
-from rosellm.rosetrainer.recipes.demo.skills.mix import SKILLS, evaluation, is_right, prompt
+from rosellm.rosetrainer.recipes.demo.skills.mix import (
+    NOVELTY,
+    SKILLS,
+    evaluation,
+    is_right,
+    prompt,
+)
 from rosellm.rosetrainer.recipes.demo.skills.source import Source
 from rosellm.rosetrainer.recipes.demo.skills.tools import is_valid_call
 from rosellm.rosetrainer.recipes.demo.skills.turn import Turn
@@ -67,11 +73,12 @@ class Subject:
         return ids, said
 
 
-def skill_rates(subject: Subject, count: int, show: int) -> dict[str, float]:
+def skill_rates(subject: Subject, count: int, novelty: float, show: int) -> dict[str, float]:
     """Share of right answers to so many new questions of each skill."""
     rates: dict[str, float] = {}
     for skill in SKILLS:
-        source = Source(random.Random(f"{EVALUATION_SEED} {skill}"), fresh=True)
+        rng = random.Random(f"{EVALUATION_SEED} {skill}")
+        source = Source(rng, fresh=True, novelty=novelty)
         turns = list(evaluation(skill, source, count))
         answers = subject.answers(turns)
         pairs = list(zip(turns, answers, strict=True))
@@ -120,8 +127,9 @@ def _perplexity(logprobs: Sequence[float]) -> float:
 
 
 def print_table(results: dict[str, Any]) -> None:
+    print(f"{'':40} new questions · half of phrases and words new too")
     for skill, rate in results["skills"].items():
-        print(f"{skill:40} {rate:7.1%}")
+        print(f"{skill:40} {rate:13.1%} {results['novel'][skill]:13.1%}")
     if "perplexity" in results:
         print(f"{'perplexity on held-out dialogues':40} {results['perplexity']:7.2f}")
         print(f"{'  of a 3-gram on the same tokens':40} {results['trigram_perplexity']:7.2f}")
@@ -138,7 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         subject = Subject(options.model)
         results: dict[str, Any] = {"model": options.model, "prompts": options.prompts}
-        results["skills"] = skill_rates(subject, options.prompts, options.show)
+        results["skills"] = skill_rates(subject, options.prompts, 0, options.show)
+        results["novel"] = skill_rates(subject, options.prompts, NOVELTY, options.show)
         if options.corpora:
             results |= perplexities(subject, options.corpora, options.dialogues)
     except RosellmError as error:

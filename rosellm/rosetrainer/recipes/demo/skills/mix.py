@@ -22,6 +22,8 @@ Stage = Literal["early", "late"]
 
 EVALUATION_SHARE = 16
 """One question in so many is kept for evaluation."""
+NOVELTY = 0.5
+"""Share of the phrases and words that are new as well, in the harder evaluation."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ SKILLS = {
     "larger sum": Skill(numbers.larger_sum, 3, 4),
     "difference": Skill(numbers.subtracting, 3, 5),
     "name": Skill(words.naming, 7, 9),
-    "json": Skill(structure.json_object, 15, 18),
+    "json": Skill(structure.two_fields, 12, 14),
+    "json, one or three fields": Skill(structure.other_fields, 3, 4),
     "tool call": Skill(tools.calling, 14, 40),
     "tools unused": Skill(tools.not_calling, 2, 4),
     "fact": Skill(talk.fact, 3, 3),

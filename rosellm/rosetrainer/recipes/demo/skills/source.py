@@ -19,8 +19,6 @@ from rosellm.rosetrainer.recipes.demo.skills.lexicon import RUDE, half, is_held_
 T = TypeVar("T")
 _INNERMOST = re.compile(r"\[([^\[\]]*)\]")
 _PARTS = re.compile(r"(\{\w+\})")
-_FRESH_PHRASE = 0.5
-_FRESH_WORD = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,15 @@ class Source:
     """Random words and phrases.
 
     Attributes:
-        fresh: for evaluation: about half of the phrases and half of the words are such as no
-            training example uses. Otherwise none is.
+        fresh: for evaluation: what it asks is in no training example.
+        novelty: share of phrases and of words that no training example uses at all.
         corpus_words: more words, from texts that are trained on.
         corpus_phrases: short sentences, from there too.
     """
 
     rng: random.Random
     fresh: bool = False
+    novelty: float = 0.0
     corpus_words: Sequence[str] = ()
     corpus_phrases: Sequence[str] = ()
     _lists: dict[Sequence[str], tuple[tuple[str, ...], tuple[str, ...]]] = field(
@@ -57,6 +56,10 @@ class Source:
 
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
+
+    def is_novel(self) -> bool:
+        """Whether the next phrase or word is one that is not trained on."""
+        return self.novelty > 0 and self.chance(self.novelty)
 
     def among(self, choices: Sequence[T]) -> T:
         return choices[int(self.rng.random() * len(choices))]
@@ -67,7 +70,7 @@ class Source:
 
     def phrase(self, ways: Phrases) -> str:
         """One of the ways to say something, its slots still open."""
-        held_out = self.fresh and ways.held_out and self.chance(_FRESH_PHRASE)
+        held_out = ways.held_out and self.is_novel()
         return self.spoken(self.among(ways.held_out if held_out else ways.train))
 
     def spoken(self, template: str) -> str:
@@ -85,7 +88,7 @@ class Source:
         if words not in self._lists:
             self._lists[words] = (half(words, False), half(words, True))
         known, new = self._lists[words]
-        return self.among(new if self.fresh and new and self.chance(_FRESH_WORD) else known)
+        return self.among(new if new and self.is_novel() else known)
 
     def word(self) -> str:
         """Any lower-case word: common, from the corpora, or made up."""
@@ -103,7 +106,7 @@ class Source:
 
     def made_up(self) -> str:
         """A word that may not exist, of two or three syllables or one long one."""
-        wanted = self.fresh and self.chance(_FRESH_WORD)
+        wanted = self.is_novel()
         while True:
             word = "".join(self._syllable() for _ in range(self.among((1, 2, 2, 2, 3))))
             fits = 3 <= len(word) <= 10 and is_held_out(word) == wanted

@@ -27,6 +27,20 @@ class Record:
     sentences: Phrases
 
 
+def two_fields(source: Source) -> Turn:
+    """An object of two fields."""
+    while len(json.loads((turn := json_object(source)).answer)) != 2:
+        pass
+    return turn
+
+
+def other_fields(source: Source) -> Turn:
+    """An object of one field or of three."""
+    while len(json.loads((turn := json_object(source)).answer)) == 2:
+        pass
+    return turn
+
+
 def json_object(source: Source) -> Turn:
     """An object of two fields, now and then of one or three."""
     make = source.among((_from_sentence, _from_sentence, _from_sentence, _from_pairs))

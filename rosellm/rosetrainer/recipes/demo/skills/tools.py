@@ -140,8 +140,7 @@ def _offers(source: Source, count: int) -> list[Offer]:
 
 
 def _blueprint(source: Source) -> Blueprint:
-    new = source.fresh and source.chance(0.5)
-    return source.among(_NEW_TOOLS if new else _TOOLS)
+    return source.among(_NEW_TOOLS if source.is_novel() else _TOOLS)
 
 
 def _known(source: Source, blueprint: Blueprint) -> Offer:
