@@ -90,7 +90,7 @@ class RunSection:
     """``[run]``: how long, on what, and what is written when."""
 
     out: str = "run"  # folder for checkpoints, log and picture
-    start_from: str = ""  # checkpoint whose weights a fresh run begins with; empty: random ones
+    start_from: str = ""  # checkpoint or exported folder to begin with; empty: random weights
     steps: int = key(1000, least=1)
     batch_size: int = key(32, least=1)  # sequences a step, of all processes together
     micro_batch_size: int = key(0, least=0)  # sequences a pass; 0: the whole share of a process

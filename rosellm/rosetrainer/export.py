@@ -189,10 +189,13 @@ def hf_weights(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
         tied = config["tie_word_embeddings"]
         state = with_one_embedding(state)
         return {name: t for name, t in state.items() if not (tied and name == "lm_head.weight")}
-    return dict(_gpt2_weight(name, t) for name, t in state.items() if name != "lm_head.weight")
+    return dict(hf_name(name, t) for name, t in state.items() if name != "lm_head.weight")
 
 
-def _gpt2_weight(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+def hf_name(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """What Hugging Face calls a weight, and the weight as it is stored there: a view."""
+    if name.startswith(("model.", "lm_head.")):
+        return name, tensor  # a Llama
     stem, _, kind = name.rpartition(".")
     for pattern, there in GPT2_NAMES.items():
         if match := re.fullmatch(pattern, stem):

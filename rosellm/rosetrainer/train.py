@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from rosellm.rosetrainer.parallel import Group, process_group
 from rosellm.rosetrainer.plot import draw_losses
 from rosellm.rosetrainer.prepare import prepare
 from rosellm.rosetrainer.progress import Log, Progress, line
+from rosellm.rosetrainer.start import take_weights
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -339,7 +339,7 @@ class Trainer:
         path = self.out / LAST
         if fresh or not path.exists():
             if self.config.run.start_from:
-                self._take_weights(self.config.path(self.config.run.start_from))
+                take_weights(self.model, self.config.path(self.config.run.start_from))
             return None
         content = load_checkpoint(path)
         extra = content["extra"]
@@ -355,14 +355,6 @@ class Trainer:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.best, self.valid_loss = content["step"], extra["best"], extra["valid_loss"]
         return Position(**extra["position"])
-
-    def _take_weights(self, path: Path) -> None:
-        try:
-            self.model.load_state_dict(load_checkpoint(path)["model"])
-        except RuntimeError:
-            raise ConfigError(
-                f"run.start_from: the weights of {path} do not fit this model and tokenizer"
-            ) from None
 
     def _close(self, leaving: bool) -> None:
         if not self.group.is_first:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from rosellm import cli
 from rosellm.rosetrainer import plot, train
 from rosellm.rosetrainer.checkpoint import load_checkpoint
 from rosellm.rosetrainer.config import load_config
+from rosellm.rosetrainer.export import export
 from tests.trainer.conftest import ROOT
 
 
@@ -62,6 +64,28 @@ def test_a_run_may_start_from_anothers_weights(
     more = ("--set", "run.out=more", "--set", "run.start_from=run/last.pt")
     assert run_toml(place, *more, "--set", "data.seq_len=32", "--set", "optimizer.lr=0") == 0
     first, second = (load_checkpoint(place / name / "last.pt")["model"] for name in ("run", "more"))
+    assert all(first[name].equal(second[name]) for name in first)
+    capsys.readouterr()
+    assert run_toml(place, *more, "--fresh", "--set", "model.d_ff=8") == 2
+    assert "do not fit this model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["llama", "llama with forms", "gpt2"])
+def test_a_run_may_start_from_what_was_exported(
+    place: Path, capsys: pytest.CaptureFixture[str], shape: str
+) -> None:
+    how = {
+        "llama": (),
+        "llama with forms": ("--set", "model.shared_embedding=true"),
+        "gpt2": ("--set", "model.architecture=gpt2", "--set", "model.n_kv_heads=0"),
+    }[shape]
+    assert run_toml(place, *how) == 0
+    export(place / "run" / "last.pt", place / "folder")
+    more = (*how, "--set", "run.out=more", "--set", "run.start_from=folder")
+    assert run_toml(place, *more, "--set", "optimizer.lr=0") == 0
+    export(place / "more" / "last.pt", place / "again")
+    first, second = (load_file(place / name / "model.safetensors") for name in ("folder", "again"))
+    assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
     capsys.readouterr()
     assert run_toml(place, *more, "--fresh", "--set", "model.d_ff=8") == 2
