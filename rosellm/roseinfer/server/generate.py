@@ -48,6 +48,7 @@ class Job:
             answer that starts anew (chat).
         want: new tokens, or the prompt's vector (then only ``prompt`` counts).
         skip_special_tokens: whether special tokens give no text.
+        grammar: what the answer must match, see ``Add``.
     """
 
     prompt: list[int]
@@ -59,6 +60,7 @@ class Job:
     cache_salt: str = ""
     want: Want = "tokens"
     skip_special_tokens: bool = True
+    grammar: str = ""
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -179,6 +181,7 @@ class Pipeline:
                 priority=job.priority,
                 cache_salt=job.cache_salt,
                 want=job.want,
+                grammar=job.grammar,
             )
         )
         return id
@@ -301,7 +304,7 @@ class _Choice:
         """The row's text, and how many of its tokens it took: none after a stop string."""
         pieces = []
         # The stop token itself is counted but never shown, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop")
+        shown = len(row.tokens) - (row.finish == "stop" and not row.complete)
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
             pieces.append(self._text.feed(token, scores))
