@@ -48,6 +48,7 @@ class Job:
             answer that starts anew (chat).
         want: new tokens, or the prompt's vector (then only ``prompt`` counts).
         skip_special_tokens: whether special tokens give no text.
+        include_stop: show the stop string, or the stop token's text, that ended the answer.
     """
 
     prompt: list[int]
@@ -59,6 +60,7 @@ class Job:
     cache_salt: str = ""
     want: Want = "tokens"
     skip_special_tokens: bool = True
+    include_stop: bool = False
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -86,6 +88,7 @@ class Delta:
         logprobs: of the tokens whose text is out by now, if asked for.
         prompt: the next prompt positions' log-probabilities, if asked for.
         vector: of a request that wants one, see ``Pooled``.
+        logprob: of all its ``ids`` together, if log-probabilities are asked for.
     """
 
     index: int
@@ -96,6 +99,7 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt: tuple[Logprobs, ...] = ()
     vector: bytes | None = None
+    logprob: float = 0.0
 
 
 class Pipeline:
@@ -276,11 +280,13 @@ class _Choice:
     def __init__(self, job: Job, index: int, tokenizer: Tokenizer) -> None:
         self.finish: FinishReason | None = None
         self._index = index
+        self._include_stop = job.include_stop
         self._text: AnswerText[TokenLogprobs] = AnswerText(
             tokenizer,
             context=job.prompt if job.continues else (),
             stop=job.stop,
             min_tokens=job.params.min_tokens,
+            include_stop=job.include_stop,
         )
 
     def feed(self, row: Output, cached: int) -> Delta:
@@ -295,13 +301,14 @@ class _Choice:
             logprobs=tuple(self._text.notes()),
             prompt=tuple(row.prompt_logprobs or ()),
             vector=None if row.pooled is None else row.pooled.data,
+            logprob=sum(each.chosen for each in (row.logprobs or ())[:taken]),
         )
 
     def _read(self, row: Output) -> tuple[str, int]:
         """The row's text, and how many of its tokens it took: none after a stop string."""
         pieces = []
-        # The stop token itself is counted but never shown, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop")
+        # The stop token itself is counted, and shown only if asked for, even where it has a text.
+        shown = len(row.tokens) - (row.finish == "stop" and not self._include_stop)
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
             pieces.append(self._text.feed(token, scores))

@@ -54,7 +54,7 @@ class ChatRequest(ConversationFields, AnswerFields):
         le=MAX_TOP_LOGPROBS,
         description="And those of so many likeliest ones in its place; only with `logprobs`.",
     )
-    echo: Rejected[Literal[False]] = Field(
+    echo: bool | None = Field(
         default=None,
         description="Begin the answer with the last message, the assistant's, that it continues;"
         " only with `continue_final_message`.",
