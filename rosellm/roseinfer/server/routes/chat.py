@@ -30,7 +30,7 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     service.check_choices(1, body.choices)
     job = await _job(body, service)
     tally = Tally.of([job])
-    answer = service.pipeline.generate([job])
+    answer = service.answer([job], call)
     head = service.head("chatcmpl", body, call)
     choices = ChatChoices(body, job, job.reader(service.prompts.tokenizer))
     if body.stream:
@@ -50,19 +50,17 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
 
 
 async def _job(body: ChatRequest, service: Service) -> Job:
-    newer = body.max_completion_tokens is not None
-    asked = body.max_completion_tokens if newer else body.max_tokens
     prompt = await service.prompts.chat(
         body.messages,
         body.rendering,
-        answer=body.room(asked, default=1),
+        answer=body.least_answer,
         keep=body.truncate_prompt_tokens,
     )
     max_tokens = service.sampling.max_tokens(
-        asked,
+        body.limit,
         len(prompt),
         default=None,
-        param="max_completion_tokens" if newer else "max_tokens",
+        param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
     )
     return service.job(
         prompt,
