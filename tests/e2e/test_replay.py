@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import httpx
 import pytest
 
 from tests.commands.terminal import ROSELLM
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import start_server
 
 REPLAY = (*ROSELLM, "replay")
 SAMPLED = {"temperature": 1.0, "max_tokens": 24}
@@ -82,23 +80,3 @@ def test_a_log_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-
-
-def test_the_fingerprint_is_of_the_weights_and_not_of_their_place(
-    model_folder: Path, server: Server, launch: Callable[..., Server], tmp_path: Path
-) -> None:
-    def fingerprint(running: Server) -> str:
-        body = {"model": running.model, "prompt": "x", "max_tokens": 1}
-        answer = httpx.post(f"{running.url}/v1/completions", json=body).json()
-        found: str = answer["system_fingerprint"]
-        return found
-
-    copy = tmp_path / "copy"
-    shutil.copytree(model_folder, copy)
-    assert fingerprint(launch(str(copy), model="copy")) == fingerprint(server)
-
-    [weights] = copy.glob("*.safetensors")
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert fingerprint(launch(str(copy), model="copy")) != fingerprint(server)
