@@ -32,6 +32,7 @@ from rosellm.roseinfer.server.schemas.messages import (
 )
 from rosellm.roseinfer.server.schemas.nesting import nested
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
+from rosellm.roseinfer.server.schemas.structured import JsonObjectFormat, JsonSchemaFormat
 from rosellm.roseinfer.server.unknown_fields import without
 from tests.server.fakes import (
     BOS,
@@ -61,6 +62,8 @@ SCHEMA_NAMES: dict[type, str] = {
     ToolMessage: "ChatCompletionRequestToolMessage",
     TextPart: "ChatCompletionRequestMessageContentPartText",
     StreamOptions: "ChatCompletionStreamOptions",
+    JsonObjectFormat: "ResponseFormatJsonObject",
+    JsonSchemaFormat: "ResponseFormatJsonSchema",
     **{
         endpoint.request: name
         for endpoint, name in zip(

@@ -29,6 +29,12 @@ from rosellm.roseinfer.server.schemas.messages import (
     UserMessage,
 )
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
+from rosellm.roseinfer.server.schemas.structured import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedSchema,
+    StructuredOutputs,
+)
 from rosellm.roseinfer.server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 
 CHAT = """
@@ -54,6 +60,9 @@ LISTS: dict[type[Body], str] = {
     AssistantMessage: "audio content function_call name refusal role tool_calls",
     ToolMessage: "content role tool_call_id",
     TextPart: "prompt_cache_breakpoint text type",
+    JsonObjectFormat: "type",
+    JsonSchemaFormat: "json_schema type",
+    NamedSchema: "description name schema strict",
 }
 OPENAI = {schema: frozenset(names.split()) for schema, names in LISTS.items()}
 """The properties of each object in OpenAI's specification."""
@@ -98,9 +107,17 @@ MESSAGES: dict[str, type[Body]] = {
     "messages[], tool": ToolMessage,
     "messages[].content[]": TextPart,
 }
-STREAM: dict[str, type[Body]] = {"stream_options": StreamOptions}
+STREAM: dict[str, type[Body]] = {
+    "stream_options": StreamOptions,
+    "structured_outputs": StructuredOutputs,
+}
+FORMATS: dict[str, type[Body]] = {
+    "response_format, json_object": JsonObjectFormat,
+    "response_format, json_schema": JsonSchemaFormat,
+    "response_format.json_schema": NamedSchema,
+}
 ENDPOINTS = (
-    Endpoint("/v1/chat/completions", ChatRequest, {**MESSAGES, **STREAM}),
+    Endpoint("/v1/chat/completions", ChatRequest, {**MESSAGES, **FORMATS, **STREAM}),
     Endpoint("/v1/completions", CompletionRequest, STREAM),
     Endpoint("/v1/embeddings", EmbeddingRequest),
     Endpoint("/tokenize", TokenizeRequest, MESSAGES),

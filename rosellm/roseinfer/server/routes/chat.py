@@ -69,6 +69,7 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         logprobs=body.answer_logprobs,
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
+        grammar=await service.grammar(body),
     )
 
 
