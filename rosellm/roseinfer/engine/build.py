@@ -54,7 +54,7 @@ def build_engine(
     size = partial(resolve.resolve_cache, config, spec, kv_dtype, device, step_tokens)
     size(_beside_weights(model, ops, dtype, device))  # what cannot work is refused before loading
     source = Source(config.model.model, checkpoint, architecture.weights)
-    came_from = fill(model, source, recipe, Place(dtype, device), on_progress)
+    came_from = fill(model, source, recipe, Place(dtype, device), on_progress, ops.packed)
     plan = size(memory.available(device))
     block_size = config.cache.block_size
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, kv_dtype, device)
