@@ -16,6 +16,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Kernels = Literal["auto", "reference"]
 Quantization = Literal["none", "int8", "int4"]
 HeadQuantization = Literal["auto", "none", "int8", "int4"]
+KVCacheDType = Literal["auto", "int8"]
 
 
 def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
@@ -63,6 +64,9 @@ class CacheConfig:
     block_size: int = option(16, "tokens in one KV block", least=1)
     kv_cache_gb: float | None = option(
         None, "memory for the KV cache, in GiB; default: sized from free memory"
+    )
+    kv_cache_dtype: KVCacheDType = option(
+        "auto", "hold keys and values in 8 bits, a scale for each head of a token; auto is `dtype`"
     )
     prefix_cache: bool = option(True, "reuse the KV blocks of equal prompt prefixes")
 
