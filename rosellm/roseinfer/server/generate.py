@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import EngineDeadError, RequestError
@@ -48,6 +49,7 @@ class Job:
             answer that starts anew (chat).
         want: new tokens, or the prompt's vector (then only ``prompt`` counts).
         skip_special_tokens: whether special tokens give no text.
+        include_stop: show the stop string, or the stop token's text, that ended the answer.
     """
 
     prompt: list[int]
@@ -59,6 +61,7 @@ class Job:
     cache_salt: str = ""
     want: Want = "tokens"
     skip_special_tokens: bool = True
+    include_stop: bool = False
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -86,6 +89,7 @@ class Delta:
         logprobs: of the tokens whose text is out by now, if asked for.
         prompt: the next prompt positions' log-probabilities, if asked for.
         vector: of a request that wants one, see ``Pooled``.
+        logprob: of all its ``ids`` together, if log-probabilities are asked for.
     """
 
     index: int
@@ -96,6 +100,15 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt: tuple[Logprobs, ...] = ()
     vector: bytes | None = None
+    logprob: float = 0.0
+
+
+class Watcher(Protocol):
+    """Sees all that an answer is made of, as it comes."""
+
+    def see(self, item: Delta | Exception) -> None: ...
+    def end(self) -> None:
+        """Nothing more will come."""
 
 
 class Pipeline:
@@ -126,15 +139,18 @@ class Pipeline:
     async def stop(self) -> None:
         await self._client.stop()
 
-    def generate(self, jobs: Sequence[Job]) -> Answer:
+    def generate(self, jobs: Sequence[Job], watcher: Watcher | None = None) -> Answer:
         """Begin to answer these jobs together: if one fails, all do.
+
+        Args:
+            watcher: sees what the answer is made of.
 
         Raises:
             EngineDeadError: nothing can be generated any more.
         """
         if self.dead.is_set():
             raise EngineDeadError(self.death)
-        answer = Answer(self, choices=sum(job.n for job in jobs))
+        answer = Answer(self, sum(job.n for job in jobs), watcher)
         first = 0
         for job in jobs:
             answer.ids.append(self._add(job, first, answer))
@@ -199,16 +215,19 @@ class Pipeline:
 class Answer:
     """The deltas of one ``generate`` call. Close it: what is unfinished then is aborted."""
 
-    def __init__(self, pipeline: Pipeline, choices: int) -> None:
+    def __init__(self, pipeline: Pipeline, choices: int, watcher: Watcher | None = None) -> None:
         self.ids: list[int] = []
         self.choices = choices
         self._pipeline = pipeline
         self._unfinished = choices
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._peeked: Delta | None = None
+        self._watcher = watcher
 
     def put(self, item: Delta | Exception) -> None:
         self._queue.put_nowait(item)
+        if self._watcher is not None:
+            self._watcher.see(item)
 
     async def begin(self) -> None:
         """Wait for the first news, so that an error known by then can be raised here."""
@@ -220,6 +239,9 @@ class Answer:
 
     def close(self) -> None:
         self._pipeline.drop(self.ids)
+        if self._watcher is not None:
+            self._watcher.end()
+            self._watcher = None
 
     def __aiter__(self) -> Answer:
         return self
@@ -276,11 +298,13 @@ class _Choice:
     def __init__(self, job: Job, index: int, tokenizer: Tokenizer) -> None:
         self.finish: FinishReason | None = None
         self._index = index
+        self._include_stop = job.include_stop
         self._text: AnswerText[TokenLogprobs] = AnswerText(
             tokenizer,
             context=job.prompt if job.continues else (),
             stop=job.stop,
             min_tokens=job.params.min_tokens,
+            include_stop=job.include_stop,
         )
 
     def feed(self, row: Output, cached: int) -> Delta:
@@ -295,13 +319,14 @@ class _Choice:
             logprobs=tuple(self._text.notes()),
             prompt=tuple(row.prompt_logprobs or ()),
             vector=None if row.pooled is None else row.pooled.data,
+            logprob=sum(each.chosen for each in (row.logprobs or ())[:taken]),
         )
 
     def _read(self, row: Output) -> tuple[str, int]:
         """The row's text, and how many of its tokens it took: none after a stop string."""
         pieces = []
-        # The stop token itself is counted but never shown, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop")
+        # The stop token itself is counted, and shown only if asked for, even where it has a text.
+        shown = len(row.tokens) - (row.finish == "stop" and not self._include_stop)
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
             pieces.append(self._text.feed(token, scores))
