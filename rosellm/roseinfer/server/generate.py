@@ -50,6 +50,7 @@ class Job:
         want: new tokens, or the prompt's vector (then only ``prompt`` counts).
         skip_special_tokens: whether special tokens give no text.
         include_stop: show the stop string, or the stop token's text, that ended the answer.
+        grammar: what the answer must match, see ``Add``.
     """
 
     prompt: list[int]
@@ -62,6 +63,7 @@ class Job:
     want: Want = "tokens"
     skip_special_tokens: bool = True
     include_stop: bool = False
+    grammar: str = ""
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -195,6 +197,7 @@ class Pipeline:
                 priority=job.priority,
                 cache_salt=job.cache_salt,
                 want=job.want,
+                grammar=job.grammar,
             )
         )
         return id
@@ -326,7 +329,8 @@ class _Choice:
         """The row's text, and how many of its tokens it took: none after a stop string."""
         pieces = []
         # The stop token itself is counted, and shown only if asked for, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop" and not self._include_stop)
+        hidden = row.finish == "stop" and not row.complete and not self._include_stop
+        shown = len(row.tokens) - hidden
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
             pieces.append(self._text.feed(token, scores))
