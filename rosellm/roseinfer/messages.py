@@ -44,6 +44,7 @@ class Add(msgspec.Struct, tag="add"):
         cache_salt: requests share cached prefixes only with equal salts.
         want: new tokens, or one vector of the prompt (then ``n`` is 1 and ``params`` count
             for nothing).
+        grammar: what every choice must match, see ``text/grammar_source.py``; none if empty.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Add(msgspec.Struct, tag="add"):
     deadline: float | None = None
     cache_salt: str = ""
     want: Want = "tokens"
+    grammar: str = ""
 
 
 class Abort(msgspec.Struct, tag="abort"):
