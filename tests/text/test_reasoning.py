@@ -105,6 +105,10 @@ def test_every_format_can_be_named() -> None:
 
 HARMONY = AnswerFormat(harmony=True, names=frozenset({"f", "g"}))
 THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+CALLS_BOTH = (
+    '<|start|>assistant<|channel|>commentary to=functions.f<|message|>{"a": 1}<|call|>'
+    "<|start|>assistant to=functions.g<|channel|>commentary json<|message|>{}"
+)
 F = Call("f", '{"a": 1}')
 
 
@@ -118,14 +122,11 @@ F = Call("f", '{"a": 1}')
         ("", Parts()),
         ("<|channel|>final", Parts("<|channel|>final")),
         (
-            f"{THOUGHT}<|channel|>commentary to=functions.f <|constrain|>json"
-            '<|message|>{"a": 1}<|call|>',
+            THOUGHT + '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}',
             Parts("", "Hm.", (F,)),
         ),
         (
-            f"{THOUGHT}<|channel|>commentary<|message|>I call.<|end|><|start|>assistant"
-            '<|channel|>commentary to=functions.f<|message|>{"a": 1}<|call|><|start|>assistant'
-            " to=functions.g<|channel|>commentary json<|message|>{}",
+            f"{THOUGHT}<|channel|>commentary<|message|>I call.<|end|>{CALLS_BOTH}",
             Parts("I call.", "Hm.", (F, Call("g", "{}"))),
         ),
         (' to=functions.f<|channel|>commentary<|message|>{"a": 1}', Parts(calls=(F,))),

@@ -133,10 +133,11 @@ def test_at_most_so_many(name: str, write: Any) -> None:
 
 @pytest.mark.parametrize(("name", "write"), WRITERS)
 def test_what_is_no_call_is_text(name: str, write: Any) -> None:
+    end = registry.load(name).end
     for text in (
         write(("nobody", {})),
         write(("f", {}), ("nobody", {})) if write(("f", {}), ("g", {})).count(BEGIN) else "",
-        write(("f", {"a": 1}))[:-3].rstrip("\n</tool_c>}"),
+        write(("f", {"a": 1})).replace("1", "[1").removesuffix(end),
         write(("f", {"a": 1})).replace("1", "1'").replace("a", "'"),
         write(("f", {"a": 7})).replace("7", "NaN"),
         "",
@@ -218,7 +219,7 @@ def test_a_call_whose_end_marker_is_missing_is_one_all_the_same() -> None:
 def test_a_good_call_behind_a_bad_one() -> None:
     bad = '<tool_call>{"name": "f", "arguments": {"a": "open}}</tool_call>'
     parts = parse("hermes", f"{bad} then {hermes('g', {})} so.\n")
-    assert parts == Parts(f"{bad} then so.".replace("then so", "then so"), calls=(Call("g", "{}"),))
+    assert parts == Parts(f"{bad} then so.", calls=(Call("g", "{}"),))
 
 
 def test_nobody_is_kept_waiting_for_text_that_is_certain() -> None:

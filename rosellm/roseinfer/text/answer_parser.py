@@ -63,6 +63,10 @@ class AnswerFormat:
         return _Chain(self)
 
 
+PLAIN = AnswerFormat()
+"""All of an answer is content."""
+
+
 class _Chain:
     """The content of one stage is the text of the next."""
 

@@ -11,7 +11,7 @@ from rosellm.roseinfer.text.parts import Call
 from rosellm.roseinfer.text.tools.format import ToolFormat
 from rosellm.roseinfer.text.tools.json_calls import arguments
 
-BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001
+BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 
 _CALL = re.compile(f"\\s*{BEGIN}(.*?){SEP}(.*?){END}\\s*", re.DOTALL)
 _FENCED = re.compile(r"\s*([\w.-]+)\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
@@ -19,7 +19,8 @@ _FENCED = re.compile(r"\s*([\w.-]+)\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
 def read(text: str) -> list[Call] | None:
     """The calls between the outer markers."""
-    calls, place = [], 0
+    calls: list[Call] = []
+    place = 0
     while place < len(text) or not calls:
         found = _CALL.match(text, place)
         if found is None:
@@ -35,8 +36,8 @@ def read(text: str) -> list[Call] | None:
 
 
 FORMAT = ToolFormat(
-    start="<｜tool▁calls▁begin｜>",  # noqa: RUF001
-    end="<｜tool▁calls▁end｜>",  # noqa: RUF001
+    start="<｜tool▁calls▁begin｜>",
+    end="<｜tool▁calls▁end｜>",
     read=read,
     inner=(BEGIN, SEP, END),
 )

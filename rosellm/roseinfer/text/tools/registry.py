@@ -22,7 +22,7 @@ _SIGNS = (
     (("<tool_call>", '"arguments"'), "hermes"),
     (("[TOOL_CALLS]", "[ARGS]"), "mistral_args"),
     (("[TOOL_CALLS]",), "mistral"),
-    (("<｜tool▁calls▁begin｜>",), "deepseek"),  # noqa: RUF001
+    (("<｜tool▁calls▁begin｜>",), "deepseek"),
     (("<|python_start|>",), "pythonic"),
     (("[func_name1(",), "pythonic"),
     (("<|start_header_id|>", "tools", '"parameters"'), "llama3_json"),
