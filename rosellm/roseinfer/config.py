@@ -15,6 +15,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Kernels = Literal["auto", "reference"]
 Quantization = Literal["none", "int8", "int4"]
+UnknownParameters = Literal["reject", "warn"]
 HeadQuantization = Literal["auto", "none", "int8", "int4"]
 ToolParser = Literal[
     "auto",
@@ -140,3 +141,8 @@ class ServerConfig:
         None, "name that requests use in `model`; default: the folder's or file's name"
     )
     access_log: bool = option(True, "log one line a request")
+    unknown_parameters: UnknownParameters = option(
+        "reject",
+        "what a request field that nobody knows comes to: a 400, or (warn) an answer without it"
+        " whose `warnings` name it",
+    )

@@ -33,6 +33,7 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
         prompts=Prompts(tools, ready),
         sampling=Sampling(defaults, ready.vocab_size, ready.max_model_len),
         max_choices=limits.max_queue + limits.max_num_seqs,
+        unknown_parameters=options.server.unknown_parameters,
     )
 
 

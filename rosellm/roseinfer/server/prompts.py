@@ -13,7 +13,7 @@ from typing import Any
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.off_loop import off_loop
-from rosellm.roseinfer.server.schemas.chat import Message
+from rosellm.roseinfer.server.schemas.messages import Message, ToolMessage
 from rosellm.roseinfer.text.chat import ChatTemplate
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
@@ -129,11 +129,15 @@ class Prompts:
         return await off_loop(len(ids), decode)
 
     def _turn(self, message: Message) -> dict[str, Any]:
-        role = message.role
+        role: str = message.role
         if role == "developer" and not self._knows_developer:
             role = "system"
         turn = {"role": role, "content": message.text}
-        return turn if message.name is None else {**turn, "name": message.name}
+        if message.named is not None:
+            turn["name"] = message.named
+        if isinstance(message, ToolMessage):
+            turn["tool_call_id"] = message.tool_call_id
+        return turn
 
     def _prompt_ids(self, prompt: str | list[int], param: str, answer: int) -> list[int]:
         if not isinstance(prompt, str):

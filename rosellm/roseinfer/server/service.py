@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from msgspec import UNSET
 
+from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.call import Call
 from rosellm.roseinfer.server.generate import Job, Pipeline
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
+from rosellm.roseinfer.server.schemas.answering import AnswerFields
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
 
 SEED_NAME = "roseinfer-gpt2"
@@ -26,6 +30,7 @@ class Service:
 
     Attributes:
         name: what requests call it in ``model``.
+        unknown_parameters: what a field that no schema knows comes to.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
     """
 
@@ -35,6 +40,7 @@ class Service:
     prompts: Prompts
     sampling: Sampling
     max_choices: int = 1024
+    unknown_parameters: UnknownParameters = "reject"
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str, param: str | None = "model") -> None:
@@ -96,13 +102,14 @@ class Service:
             **more,
         )
 
-    def head(self, prefix: str) -> dict[str, Any]:
+    def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""
         return {
-            "id": f"{prefix}-{secrets.token_hex(16)}",
+            "id": f"{prefix}-{asked.request_id or secrets.token_hex(16)}",
             "created": int(time.time()),
             "model": self.name,
             "system_fingerprint": self.ready.fingerprint,
+            "warnings": call.warnings or UNSET,
         }
 
 

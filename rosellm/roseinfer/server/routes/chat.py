@@ -8,6 +8,7 @@ from functools import partial
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
+from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, Whole, collect
 from rosellm.roseinfer.server.generate import Answer, Delta, Job
 from rosellm.roseinfer.server.json_response import json_response
@@ -26,14 +27,14 @@ from rosellm.roseinfer.server.schemas.responses import (
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.spelling import Spelling
 from rosellm.roseinfer.server.streaming import event_stream
-from rosellm.roseinfer.server.strict_json import StrictRoute
+from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=TolerantRoute)
 
 
 @router.post("/v1/chat/completions")
-async def create_chat_completion(body: ChatRequest, service: Served) -> Response:
+async def create_chat_completion(body: ChatRequest, service: Served, call: Called) -> Response:
     """Answer a conversation."""
     service.check_model(body.model)
     service.check_generates()
@@ -41,7 +42,7 @@ async def create_chat_completion(body: ChatRequest, service: Served) -> Response
     job = await _job(body, service)
     tally = Tally.of([job])
     answer = service.pipeline.generate([job])
-    head = service.head("chatcmpl")
+    head = service.head("chatcmpl", body, call)
     tokenizer = job.reader(service.prompts.tokenizer)
     if body.stream:
         await answer.begin()

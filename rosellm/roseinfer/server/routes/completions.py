@@ -8,6 +8,7 @@ from functools import partial
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
+from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.completion_choices import CompletionChoices
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
@@ -17,13 +18,13 @@ from rosellm.roseinfer.server.schemas.completions import CompletionRequest
 from rosellm.roseinfer.server.schemas.responses import Completion
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
-from rosellm.roseinfer.server.strict_json import StrictRoute
+from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=TolerantRoute)
 
 
 @router.post("/v1/completions")
-async def create_completion(body: CompletionRequest, service: Served) -> Response:
+async def create_completion(body: CompletionRequest, service: Served, call: Called) -> Response:
     """Continue one or several prompts; choice index = prompt index * n + choice."""
     service.check_model(body.model)
     service.check_generates()
@@ -31,7 +32,7 @@ async def create_completion(body: CompletionRequest, service: Served) -> Respons
     jobs = await _jobs(body, service)
     tally = Tally.of(jobs)
     answer = service.pipeline.generate(jobs)
-    head = service.head("cmpl")
+    head = service.head("cmpl", body, call)
     choices = CompletionChoices(body, jobs, jobs[0].reader(service.prompts.tokenizer))
     if body.stream:
         await answer.begin()

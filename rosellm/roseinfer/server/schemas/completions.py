@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import NoEffect, NotBuilt
+from rosellm.roseinfer.server.schemas.answering import AnswerFields
+from rosellm.roseinfer.server.schemas.fields import NoEffect, Rejected
 from rosellm.roseinfer.server.schemas.prompt import TokenIds, one_by_one, prompt_tag
-from rosellm.roseinfer.server.schemas.sampling import SamplingFields
-from rosellm.roseinfer.server.schemas.scoring import ScoringFields
 
 MAX_LOGPROBS = 5
+MAX_BEST_OF = 20
 
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
@@ -23,18 +23,32 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields, ScoringFields):
+class CompletionRequest(AnswerFields):
     """One or several prompts to continue."""
 
-    model: str
-    prompt: Prompt
-    echo: bool | None = None
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    model: str = Field(description="Name of the served model, see `GET /v1/models`.")
+    prompt: Prompt | None = Field(
+        description="A text, several, or token ids; null is the start of a new text."
+    )
+    echo: bool | None = Field(default=None, description="Begin each answer with its prompt.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Report each token's log-probability and those of so many likeliest ones;"
+        " with `echo`, the prompt's too.",
+    )
+    best_of: Rejected[Annotated[int, Field(ge=1, le=1)]] = Field(
+        default=None, description="Not supported yet."
+    )
+    suffix: Rejected[None] = Field(default=None, description="Not supported yet.")
+    structured_outputs: Rejected[None] = Field(
+        default=None, description="Structured output is not supported yet."
+    )
 
-    user: NoEffect[str] = None
-
-    best_of: NotBuilt[Literal[1]] = None
-    suffix: NotBuilt[None] = None
+    user: NoEffect[str] = Field(
+        default=None, description="A server of one's own keeps no such record."
+    )
 
     @field_validator("best_of")
     @classmethod
@@ -45,7 +59,7 @@ class CompletionRequest(SamplingFields, ScoringFields):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        return one_by_one(self.prompt)
+        return [""] if self.prompt is None else one_by_one(self.prompt)
 
     @property
     def scored(self) -> int | None:

@@ -6,14 +6,19 @@ one that may be absent is ``UNSET``.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.messages import FinishReason
 
 to_json = msgspec.json.Encoder().encode
+
+Warnings = tuple[str, ...] | UnsetType
+"""A sentence for each field that was not understood, see ``unknown_fields.py``."""
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -98,6 +103,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     usage: Usage
     system_fingerprint: str
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    warnings: Warnings = UNSET
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):
@@ -121,6 +127,7 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    warnings: Warnings = UNSET
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):
@@ -141,6 +148,7 @@ class Completion(msgspec.Struct, kw_only=True):
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str
+    warnings: Warnings = UNSET
 
 
 class Embedding(msgspec.Struct, kw_only=True):
@@ -161,6 +169,7 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
     data: list[msgspec.Raw]
     model: str
     usage: EmbeddingUsage
+    warnings: Warnings = UNSET
 
 
 class Tokenized(msgspec.Struct, kw_only=True):
@@ -184,6 +193,32 @@ class Health(msgspec.Struct, kw_only=True):
     status: Literal["ok"] = "ok"
     model: str
     engine: dict[str, int]
+
+
+class FieldFacts(msgspec.Struct, kw_only=True):
+    """A request field, see ``parameters.Parameter``."""
+
+    outcome: str
+    openai: bool
+    required: bool
+    schema: Mapping[str, Any]
+    description: str
+
+
+class EndpointFields(msgspec.Struct, kw_only=True):
+    """By name, and those of the objects in it by where these stand."""
+
+    parameters: dict[str, FieldFacts]
+    objects: dict[str, dict[str, FieldFacts]]
+
+
+class Capabilities(msgspec.Struct, kw_only=True):
+    object: Literal["capabilities"] = "capabilities"
+    model: str
+    max_model_len: int
+    generates: bool
+    unknown_parameters: UnknownParameters
+    endpoints: dict[str, EndpointFields]
 
 
 class Model(msgspec.Struct, kw_only=True):
