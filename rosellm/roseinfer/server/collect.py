@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rosellm.roseinfer.messages import FinishReason, Logprobs
-from rosellm.roseinfer.server.generate import Answer, Delta, Job, TokenLogprobs
+from rosellm.roseinfer.messages import Logprobs
+from rosellm.roseinfer.server.generate import Answer, Delta, Finish, Job, TokenLogprobs
 from rosellm.roseinfer.server.schemas.responses import (
     CompletionTokensDetails,
     PromptTokensDetails,
     Usage,
 )
+from rosellm.roseinfer.text.parts import Call
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Tally:
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @classmethod
     def of(cls, jobs: list[Job]) -> Tally:
@@ -28,6 +30,7 @@ class Tally:
     def add(self, delta: Delta) -> None:
         self.completion_tokens += len(delta.ids)
         self.cached_tokens += delta.cached
+        self.reasoning_tokens += delta.reasoning_tokens
 
     def usage(self) -> Usage:
         return Usage(
@@ -35,7 +38,7 @@ class Tally:
             self.completion_tokens,
             self.prompt_tokens + self.completion_tokens,
             PromptTokensDetails(self.cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(self.reasoning_tokens),
         )
 
 
@@ -44,14 +47,21 @@ class Whole:
     """One finished choice; see ``Delta`` for its parts."""
 
     pieces: list[str] = field(default_factory=list)
-    finish: FinishReason = "stop"
+    finish: Finish = "stop"
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt: list[Logprobs] = field(default_factory=list)
     vector: bytes | None = None
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something beside text."""
+        return bool(self.reasoning or self.calls)
 
     @property
     def scores(self) -> int:
@@ -63,6 +73,8 @@ class Whole:
         self.pieces.append(delta.text)
         self.logprobs += delta.logprobs
         self.prompt += delta.prompt
+        self.reasoning += delta.reasoning
+        self.calls += delta.calls
         self.vector = delta.vector or self.vector
         self.finish = delta.finish or self.finish
 
