@@ -32,9 +32,10 @@ class AnswerReader(AnswerText[Note]):
         context: Sequence[int] = (),
         stop: Sequence[str] = (),
         min_tokens: int = 0,
+        include_stop: bool = False,
         format: AnswerFormat | None = None,
     ) -> None:
-        super().__init__(tokenizer, context, stop, min_tokens)
+        super().__init__(tokenizer, context, stop, min_tokens, include_stop)
         self._parser = format.parser() if format is not None else None
         self._starts: list[int] = []  # characters before each token, where reasoning is looked for
         self.called = False

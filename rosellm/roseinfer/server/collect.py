@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from msgspec import UNSET, UnsetType
+
 from rosellm.roseinfer.messages import Logprobs
 from rosellm.roseinfer.server.generate import Answer, Delta, Finish, Job, TokenLogprobs
 from rosellm.roseinfer.server.schemas.responses import (
@@ -11,6 +13,7 @@ from rosellm.roseinfer.server.schemas.responses import (
     PromptTokensDetails,
     Usage,
 )
+from rosellm.roseinfer.server.schemas.streaming import StreamFields
 from rosellm.roseinfer.text.parts import Call
 
 
@@ -42,6 +45,26 @@ class Tally:
         )
 
 
+@dataclass(frozen=True)
+class StreamedUsage:
+    """What the chunks of a stream say of the usage."""
+
+    asked: StreamFields
+    tally: Tally
+
+    @property
+    def so_far(self) -> Usage | UnsetType | None:
+        """In a chunk of the answer."""
+        if self.asked.continuous_usage:
+            return self.tally.usage()
+        return None if self.asked.include_usage else UNSET
+
+    @property
+    def last(self) -> Usage | None:
+        """In a chunk of its own, if there is to be one."""
+        return self.tally.usage() if self.asked.include_usage else None
+
+
 @dataclass
 class Whole:
     """One finished choice; see ``Delta`` for its parts."""
@@ -53,6 +76,13 @@ class Whole:
     vector: bytes | None = None
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely its tokens are, the one that stopped it included."""
+        return self.logprob / max(1, len(self.ids))
 
     @property
     def text(self) -> str:
@@ -77,6 +107,8 @@ class Whole:
         self.calls += delta.calls
         self.vector = delta.vector or self.vector
         self.finish = delta.finish or self.finish
+        self.ids += delta.ids
+        self.logprob += delta.logprob
 
 
 async def collect(answer: Answer, tally: Tally) -> list[Whole]:

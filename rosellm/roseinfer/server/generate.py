@@ -54,6 +54,7 @@ class Job:
         want: new tokens, or the prompt's vector (then only ``prompt`` counts).
         skip_special_tokens: whether special tokens give no text.
         format: what its answers hold beside text.
+        include_stop: show the stop string, or the stop token's text, that ended the answer.
     """
 
     prompt: list[int]
@@ -66,6 +67,7 @@ class Job:
     want: Want = "tokens"
     skip_special_tokens: bool = True
     format: AnswerFormat = PLAIN
+    include_stop: bool = False
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -100,6 +102,7 @@ class Delta:
         calls: of tools, each complete.
         reasoning_tokens: how many tokens have turned out to be reasoning.
         vector: of a request that wants one, see ``Pooled``.
+        logprob: of all its ``ids`` together, if log-probabilities are asked for.
     """
 
     index: int
@@ -113,6 +116,7 @@ class Delta:
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
     reasoning_tokens: int = 0
+    logprob: float = 0.0
 
 
 class Pipeline:
@@ -294,12 +298,14 @@ class _Choice:
         self.finish: Finish | None = None
         self._index = index
         self._reasoning_tokens = 0
+        self._include_stop = job.include_stop
         self._reader: AnswerReader[TokenLogprobs] = AnswerReader(
             tokenizer,
             context=job.prompt if job.continues else (),
             stop=job.stop,
             min_tokens=job.params.min_tokens,
             format=job.format,
+            include_stop=job.include_stop,
         )
 
     def feed(self, row: Output, cached: int) -> Delta:
@@ -317,6 +323,7 @@ class _Choice:
             reasoning=parts.reasoning,
             calls=parts.calls,
             reasoning_tokens=self._newly_reasoning(),
+            logprob=sum(each.chosen for each in (row.logprobs or ())[:taken]),
         )
 
     def _finish(self, row: Output) -> Finish | None:
@@ -330,8 +337,8 @@ class _Choice:
     def _read(self, row: Output) -> tuple[Parts, int]:
         """The row's text, and how many of its tokens it took: none after the answer's end."""
         parts = Parts()
-        # The stop token itself is counted but never shown, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop")
+        # The stop token itself is counted, and shown only if asked for, even where it has a text.
+        shown = len(row.tokens) - (row.finish == "stop" and not self._include_stop)
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
             parts += self._reader.read(token, scores)

@@ -6,7 +6,7 @@ long for the context is refused unread: the event loop never waits for either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.formats import Formats
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.messages import Message
+from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.turns import Turns
 from rosellm.roseinfer.text.chat import ChatTemplate
 from rosellm.roseinfer.text.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ from rosellm.roseinfer.text.tokenizer import Tokenizer
 # once, since normalisation can shorten a text (runs of spaces, unknown characters).
 HOPELESS = 8
 END_TOKENS = 16  # more than a marker and the white space behind it
+ANSWER = Rendering()
 
 
 @dataclass(frozen=True)
@@ -78,51 +80,68 @@ class Prompts:
     async def chat(
         self,
         messages: Sequence[Message],
+        how: Rendering = ANSWER,
         *,
         answer: int = 1,
-        tools: list[dict[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
+        keep: int | None = None,
     ) -> list[int]:
-        """The conversation, up to where the assistant's answer begins."""
-        self._refuse_hopeless(_length(messages), "messages")
-        ids = await self.conversation(messages, tools=tools, variables=variables)
-        return self._checked(ids, "messages", answer)
+        """The conversation, up to where the assistant's answer begins.
+
+        Args:
+            keep: only the last so many tokens of it, see ``truncated``.
+        """
+        if keep is None:
+            self._refuse_hopeless(_length(messages), "messages")
+        _, ids = await self.conversation(messages, how)
+        return self._checked(self.truncated(ids, keep, answer), "messages", answer)
+
+    def truncated(self, ids: list[int], keep: int | None, answer: int) -> list[int]:
+        """The last ``keep`` of these; -1 is as many as leave room for the answer."""
+        if keep is None:
+            return ids
+        return ids[-max(1, keep if keep > 0 else self._max_model_len - answer) :]
 
     async def conversation(
         self,
         messages: Sequence[Message],
+        how: Rendering = ANSWER,
         *,
         add_special_tokens: bool | None = None,
-        add_generation_prompt: bool = True,
-        tools: list[dict[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation, however many.
+    ) -> tuple[str, list[int]]:
+        """Text and token ids of a conversation, however many.
 
         Args:
             add_special_tokens: None adds them unless the model's own template writes them.
-            variables: more that the template is told.
         """
         if add_special_tokens is None:
             add_special_tokens = not self._template.has_own
 
-        def encode() -> list[int]:
+        def encode() -> tuple[str, list[int]]:
             text = self._template.render(
                 self._turns(messages),
-                add_generation_prompt=add_generation_prompt,
-                tools=tools,
-                **(variables or {}),
+                add_generation_prompt=how.add_generation_prompt,
+                continue_final_message=how.continue_final_message,
+                tools=how.tools,
+                **how.variables,
             )
-            return self._encode(text, "messages", add_special_tokens)
+            return text, self._encode(text, "messages", add_special_tokens)
 
         return await off_loop(_length(messages), encode)
 
     async def batch(
-        self, prompts: Sequence[str | list[int]], param: str, *, answer: int = 1
+        self,
+        prompts: Sequence[str | list[int]],
+        param: str,
+        *,
+        answer: int = 1,
+        keep: int | None = None,
     ) -> list[list[int]]:
         """Several prompts, each a text as it stands or token ids already.
 
         An empty text is just the beginning-of-sequence token.
+
+        Args:
+            keep: only the last so many tokens of each, see ``truncated``.
         """
         several = len(prompts) > 1
         named = [
@@ -130,11 +149,11 @@ class Prompts:
             for index, prompt in enumerate(prompts)
         ]
         texts = [(name, prompt) for name, prompt in named if isinstance(prompt, str)]
-        for name, text in texts:
+        for name, text in texts if keep is None else ():
             self._refuse_hopeless(len(text), name)
         return await off_loop(
             sum(len(text) for _, text in texts),
-            lambda: [self._prompt_ids(prompt, name, answer) for name, prompt in named],
+            lambda: [self._prompt_ids(prompt, name, answer, keep) for name, prompt in named],
         )
 
     async def tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -175,13 +194,17 @@ class Prompts:
             )
         return {}
 
-    def _prompt_ids(self, prompt: str | list[int], param: str, answer: int) -> list[int]:
-        if not isinstance(prompt, str):
-            return self._checked(prompt, param, answer)
-        ids = self._encode(prompt, param, add_special_tokens=True)
+    def _prompt_ids(
+        self, prompt: str | list[int], param: str, answer: int, keep: int | None
+    ) -> list[int]:
+        ids = self._ids(prompt, param) if isinstance(prompt, str) else prompt
+        return self._checked(self.truncated(ids, keep, answer), param, answer)
+
+    def _ids(self, text: str, param: str) -> list[int]:
+        ids = self._encode(text, param, add_special_tokens=True)
         if not ids and self.tokenizer.bos_id is not None:
-            ids = [self.tokenizer.bos_id]
-        return self._checked(ids, param, answer)
+            return [self.tokenizer.bos_id]
+        return ids
 
     def _encode(self, text: str, param: str, add_special_tokens: bool) -> list[int]:
         try:

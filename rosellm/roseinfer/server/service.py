@@ -81,11 +81,13 @@ class Service:
         *,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        n: int | None = None,
         **more: Any,
     ) -> Job:
         """The job of one prompt.
 
         Args:
+            n: choices to make, where that is not what was asked for.
             logprobs, prompt_logprobs: see ``SamplingParams``.
             more: fields of ``Job``.
         """
@@ -94,11 +96,12 @@ class Service:
             params=self.sampling.params(
                 asked, max_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs
             ),
-            n=asked.choices,
+            n=n or asked.choices,
             stop=asked.stops,
             priority=asked.priority or 0,
             cache_salt=asked.cache_salt or "",
             skip_special_tokens=asked.skip_special_tokens is not False,
+            include_stop=bool(asked.include_stop_str_in_output),
             **more,
         )
 

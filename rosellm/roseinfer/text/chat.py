@@ -86,6 +86,7 @@ class ChatTemplate:
         /,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> str:
@@ -94,6 +95,7 @@ class ChatTemplate:
         Args:
             messages: OpenAI's message objects, with ``role`` and ``content``.
             add_generation_prompt: end with the start of the assistant's answer.
+            continue_final_message: end where the last message's content, a text, does.
             tools: OpenAI's tool objects, in the order given.
             kwargs: further variables for the template, such as ``enable_thinking``.
 
@@ -108,8 +110,26 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
+        if continue_final_message:
+            return self._open_render(variables, messages)
+        return self._render(variables)
+
+    def _open_render(self, variables: dict[str, Any], messages: list[dict[str, Any]]) -> str:
+        """The text up to a mark behind the last message's content."""
+        *before, last = messages
+        mark = _absent_from(last["content"])
+        marked = [*before, {**last, "content": last["content"] + mark}]
+        text, found, _ = self._render({**variables, "messages": marked}).rpartition(mark)
+        if not found:
+            raise RequestError(
+                "chat template: it does not show the last message, so there is none to continue",
+                param="continue_final_message",
+            )
+        return text
+
+    def _render(self, variables: dict[str, Any]) -> str:
         try:
-            return self._template_for(tools).render(variables)
+            return self._template_for(variables["tools"]).render(variables)
         except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error) or type(error).__name__
             raise RequestError(f"chat template: {reason}", param="messages") from error
@@ -118,6 +138,14 @@ class ChatTemplate:
         if tools and "tool_use" in self._templates:
             return self._templates["tool_use"]
         return self._templates["default"]
+
+
+def _absent_from(text: str) -> str:
+    """A word that the text does not hold, and that no template would cut."""
+    mark = "[here]"
+    while mark in text:
+        mark += "]"
+    return mark
 
 
 def choose_template(choice: str, own: str | Mapping[str, str] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, Response
@@ -10,17 +11,13 @@ from msgspec import UNSET
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.call import Called
-from rosellm.roseinfer.server.chat_answers import ChatAnswers
-from rosellm.roseinfer.server.collect import Tally, collect
+from rosellm.roseinfer.server.chat_choices import ChatChoices
+from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.generate import Answer, Job
 from rosellm.roseinfer.server.json_response import json_response
-from rosellm.roseinfer.server.logprobs import prompt_logprobs
-from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.chat import ChatRequest
-from rosellm.roseinfer.server.schemas.responses import (
-    ChatChunk,
-    ChatCompletion,
-)
+from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion
+from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
 from rosellm.roseinfer.server.tools import ToolUse, shown_tools, tool_use
@@ -39,25 +36,21 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     tally = Tally.of([job])
     answer = service.pipeline.generate([job])
     head = service.head("chatcmpl", body, call)
-    tokenizer = job.reader(service.prompts.tokenizer)
-    answers = ChatAnswers(job, tokenizer)
+    choices = ChatChoices(body, job, job.reader(service.prompts.tokenizer))
     if body.stream:
         await answer.begin()
-        make = partial(ChatChunk, **head, usage=None if body.include_usage else UNSET)
-        return event_stream(answer, _chunks(answer, tally, make, answers))
+        make = partial(ChatChunk, **head)
+        return event_stream(answer, _chunks(answer, StreamedUsage(body, tally), make, choices))
     wholes = await collect(answer, tally)
-    completion = await off_loop(
-        sum(whole.scores for whole in wholes),
-        lambda: ChatCompletion(
+    return json_response(
+        ChatCompletion(
             **head,
-            choices=[answers.whole(*each) for each in enumerate(wholes)],
+            choices=await choices.whole(wholes),
             usage=tally.usage(),
-            prompt_logprobs=prompt_logprobs(
-                tokenizer, job.prompt, wholes[0].prompt, body.prompt_logprobs
-            ),
-        ),
+            prompt_logprobs=await choices.prompt_scores(wholes),
+            prompt_token_ids=choices.prompt_ids,
+        )
     )
-    return json_response(completion)
 
 
 async def _job(body: ChatRequest, service: Service) -> Job:
@@ -69,9 +62,9 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         _check_enforced(body, use)
     prompt = await service.prompts.chat(
         body.messages,
-        answer=0 if asked == 0 else 1,
-        tools=shown_tools(use.tools) if use else None,
-        variables=service.prompts.effort(body.reasoning_effort),
+        _rendering(body, use, service),
+        answer=body.room(asked, default=1),
+        keep=body.truncate_prompt_tokens,
     )
     max_tokens = service.sampling.max_tokens(
         asked,
@@ -85,7 +78,18 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         max_tokens,
         logprobs=body.answer_logprobs,
         prompt_logprobs=body.prompt_logprobs,
+        continues=bool(body.continue_final_message),
         format=service.prompts.formats.of_answer(service.prompts.end(prompt), use),
+    )
+
+
+def _rendering(body: ChatRequest, use: ToolUse | None, service: Service) -> Rendering:
+    """What the request says of it, and what its other fields come to."""
+    effort = service.prompts.effort(body.reasoning_effort)
+    return replace(
+        body.rendering,
+        tools=shown_tools(use.tools) if use else None,
+        variables={**effort, **body.rendering.variables},
     )
 
 
@@ -100,11 +104,13 @@ def _check_enforced(body: ChatRequest, use: ToolUse) -> None:
 
 
 async def _chunks(
-    answer: Answer, tally: Tally, make: partial[ChatChunk], answers: ChatAnswers
+    answer: Answer, usage: StreamedUsage, make: partial[ChatChunk], choices: ChatChoices
 ) -> AsyncIterator[ChatChunk]:
+    prompt_ids = choices.prompt_ids  # in the first chunk alone
     async for delta in answer:
-        tally.add(delta)
-        for piece in answers.pieces(delta):
-            yield make(choices=[piece])
-    if make.keywords["usage"] is None:
-        yield make(choices=[], usage=tally.usage())
+        usage.tally.add(delta)
+        for piece in choices.pieces(delta):
+            yield make(choices=[piece], usage=usage.so_far, prompt_token_ids=prompt_ids)
+            prompt_ids = UNSET
+    if usage.last is not None:
+        yield make(choices=[], usage=usage.last)

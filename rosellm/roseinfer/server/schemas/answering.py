@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import NoEffect, Rejected
+from rosellm.roseinfer.server.schemas.fields import NoEffect
 from rosellm.roseinfer.server.schemas.sampling import INT64, SamplingFields
 from rosellm.roseinfer.server.schemas.streaming import StreamFields
 
@@ -25,11 +25,11 @@ class AnswerFields(SamplingFields, StreamFields):
         description="For every prompt token but the first, its log-probability and those of so"
         " many likeliest tokens in its place; only without `stream`.",
     )
-    return_token_ids: Rejected[Literal[False]] = Field(
+    return_token_ids: bool | None = Field(
         default=None,
         description="The prompt's token ids (`prompt_token_ids`) and each choice's (`token_ids`).",
     )
-    truncate_prompt_tokens: Rejected[None] = Field(
+    truncate_prompt_tokens: int | None = Field(
         default=None,
         ge=-1,
         lt=INT64,
@@ -56,3 +56,9 @@ class AnswerFields(SamplingFields, StreamFields):
         if count == 0:
             raise PydanticCustomError("no_tokens", "must be -1 or at least 1")
         return count
+
+    def room(self, max_tokens: int | None, *, default: int) -> int:
+        """How many tokens must fit behind the prompt; a prompt that is cut leaves all of them."""
+        if self.truncate_prompt_tokens == -1:
+            return default if max_tokens is None else max_tokens
+        return 0 if max_tokens == 0 else 1

@@ -64,7 +64,7 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
         " model is to think (all but `none`). For a model without reasoning only `none` and"
         " `medium` are accepted.",
     )
-    echo: Rejected[Literal[False]] = Field(
+    echo: bool | None = Field(
         default=None,
         description="Begin the answer with the last message, the assistant's, that it continues;"
         " only with `continue_final_message`.",

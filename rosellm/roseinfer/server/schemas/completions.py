@@ -38,8 +38,12 @@ class CompletionRequest(AnswerFields):
         description="Report each token's log-probability and those of so many likeliest ones;"
         " with `echo`, the prompt's too.",
     )
-    best_of: Rejected[Annotated[int, Field(ge=1, le=1)]] = Field(
-        default=None, description="Not supported yet."
+    best_of: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_BEST_OF,
+        description="Make so many answers, at least `n`, and give the `n` whose tokens are the"
+        " likeliest on average, best first; beyond 1 only without `stream`.",
     )
     suffix: Rejected[None] = Field(default=None, description="Not supported yet.")
     structured_outputs: Rejected[None] = Field(
@@ -55,11 +59,28 @@ class CompletionRequest(AnswerFields):
     def _not_below_n(cls, best_of: int | None, info: ValidationInfo) -> int | None:
         if best_of is not None and best_of < (info.data.get("n") or 1):
             raise PydanticCustomError("below_n", "must be at least n")
+        if best_of is not None and best_of > 1 and info.data.get("stream"):
+            raise PydanticCustomError("not_streamed", "is only allowed when stream is false")
         return best_of
 
     @property
     def prompts(self) -> list[str | list[int]]:
         return [""] if self.prompt is None else one_by_one(self.prompt)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the answers are to be ranked."""
+        return (self.best_of or 1) > 1
+
+    @property
+    def made(self) -> int:
+        """How many answers to make of each prompt."""
+        return self.best_of or self.choices
+
+    @property
+    def answer_logprobs(self) -> int | None:
+        """How many likeliest tokens are needed in each place of the answer; None for no scores."""
+        return 0 if self.logprobs is None and self.chooses else self.logprobs
 
     @property
     def scored(self) -> int | None:

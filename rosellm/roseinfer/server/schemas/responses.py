@@ -6,7 +6,7 @@ one that may be absent is ``UNSET``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +16,9 @@ from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.server.generate import Finish
 
 to_json = msgspec.json.Encoder().encode
+
+TokenIds = Sequence[int] | UnsetType
+"""Only where they are asked for."""
 
 Warnings = tuple[str, ...] | UnsetType
 """A sentence for each field that was not understood, see ``unknown_fields.py``."""
@@ -111,6 +114,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: Finish
+    token_ids: TokenIds = UNSET
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -122,6 +126,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     usage: Usage
     system_fingerprint: str
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: TokenIds = UNSET
     warnings: Warnings = UNSET
 
 
@@ -139,6 +144,7 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: Finish | None = None
+    token_ids: TokenIds = UNSET
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):
@@ -149,6 +155,7 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: TokenIds = UNSET
     warnings: Warnings = UNSET
 
 
@@ -158,6 +165,8 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: Finish | None = None
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: TokenIds = UNSET
+    token_ids: TokenIds = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):

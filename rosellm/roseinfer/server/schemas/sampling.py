@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
-from rosellm.roseinfer.server.schemas.fields import Body, Rejected, one_or_list
+from rosellm.roseinfer.server.schemas.fields import Body, one_or_list
 
 INT32 = 2**31
 INT64 = 2**63
@@ -77,7 +77,7 @@ class SamplingFields(Body):
     stop_token_ids: list[TokenId] | None = Field(
         default=None, description="Tokens at which the answer ends."
     )
-    include_stop_str_in_output: Rejected[Literal[False]] = Field(
+    include_stop_str_in_output: bool | None = Field(
         default=None,
         description="Show the stop string, or the text of the stop token, that ended the answer.",
     )

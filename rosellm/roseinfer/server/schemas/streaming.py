@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import Body, NoEffect, Rejected
+from rosellm.roseinfer.server.schemas.fields import Body, NoEffect
 
 
 class StreamOptions(Body):
@@ -16,7 +14,7 @@ class StreamOptions(Body):
     include_usage: bool | None = Field(
         default=None, description="A last chunk with the whole request's usage; null before it."
     )
-    continuous_usage_stats: Rejected[Literal[False]] = Field(
+    continuous_usage_stats: bool | None = Field(
         default=None,
         description="The usage so far in every chunk; only with `include_usage`.",
     )

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import Body, Rejected
+from rosellm.roseinfer.server.schemas.fields import Body
 from rosellm.roseinfer.server.schemas.messages import Messages
 
-OWN_VARIABLES = ("add_generation_prompt", "messages", "tools")
+OWN_VARIABLES = ("add_generation_prompt", "continue_final_message", "messages", "tools")
 """What a template gets from the request's other fields."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a conversation becomes a prompt.
+
+    Attributes:
+        add_generation_prompt: end with the start of the assistant's answer.
+        continue_final_message: end where the last message's text does, so that the answer goes
+            on from it.
+        tools: OpenAI's tool objects, in the order given.
+        variables: more of them for the template, such as ``enable_thinking``.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    tools: list[dict[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ConversationFields(Body):
     """A conversation and what its chat template is told."""
 
     messages: Messages = Field(description="The conversation, oldest message first.")
-    add_generation_prompt: Rejected[Literal[True]] = Field(
+    add_generation_prompt: bool | None = Field(
         default=None,
         description="End the prompt with the start of the assistant's answer; true by default.",
     )
-    continue_final_message: Rejected[Literal[False]] = Field(
+    continue_final_message: bool | None = Field(
         default=None,
         description="Leave the last message, the assistant's, open: the answer goes on from it.",
     )
-    chat_template_kwargs: Rejected[Annotated[dict[str, Any], Field(max_length=0)]] = Field(
+    chat_template_kwargs: dict[str, Any] | None = Field(
         default=None,
         description="More variables for the chat template; it ignores those that it does not know.",
     )
@@ -60,6 +80,11 @@ class ConversationFields(Body):
         return variables
 
     @property
-    def opens_answer(self) -> bool:
-        """Whether the prompt ends with the start of an answer."""
-        return True
+    def rendering(self) -> Rendering:
+        """How the conversation is to be rendered."""
+        continues = bool(self.continue_final_message)
+        return Rendering(
+            add_generation_prompt=not continues and self.add_generation_prompt is not False,
+            continue_final_message=continues,
+            variables=self.chat_template_kwargs or {},
+        )
