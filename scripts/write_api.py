@@ -41,6 +41,8 @@ TAIL = """\
 
 | route | what it answers |
 | --- | --- |
+| `POST /v1/chat/completions/render` | what a chat request comes to: `prompt`, its text, and \
+`prompt_token_ids` |
 | `GET /v1/models`, `GET /v1/models/NAME` | what is served, with `max_model_len` |
 | `GET /v1/capabilities` | this page as JSON |
 | `GET /health` | the engine's state |

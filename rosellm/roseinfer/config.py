@@ -146,3 +146,8 @@ class ServerConfig:
         "what a request field that nobody knows comes to: a 400, or (warn) an answer without it"
         " whose `warnings` name it",
     )
+    log_requests: str | None = option(
+        None,
+        "file to which each request is appended as a line of JSON, with its prompt's tokens and its"
+        " answer's; `rosellm replay` answers them again",
+    )

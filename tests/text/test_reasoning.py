@@ -36,7 +36,7 @@ def parse(format: AnswerFormat, text: str) -> Parts:
 @pytest.mark.parametrize("opened", [False, True])
 def test_every_pair_of_markers(name: str, opened: bool) -> None:
     markers = FORMATS[name]
-    format = AnswerFormat(markers, opened=opened)
+    format = AnswerFormat(name, opened=opened)
     for start in {markers.start, "" if opened or markers.opened else markers.start}:
         text = f"{start}\nTwo and\n two. \n{markers.end}\n\nFour. \n"
         assert parse(format, text) == Parts("Four. \n", "Two and\n two.")
@@ -46,18 +46,18 @@ def test_every_pair_of_markers(name: str, opened: bool) -> None:
 
 
 def test_an_answer_that_does_not_reason_is_all_content() -> None:
-    format = AnswerFormat(FORMATS["think"])
+    format = AnswerFormat("think")
     for text in ("Hi", "\n Hi \n", "", " ", "<thin", "<thing>", "a <think>b</think> c", "</think>"):
         assert parse(format, text) == Parts(text)
 
 
 def test_markers_are_special_only_once() -> None:
     text = "<think>a</think>b <think>c</think>"
-    assert parse(AnswerFormat(FORMATS["think"]), text) == Parts("b <think>c</think>", "a")
+    assert parse(AnswerFormat("think"), text) == Parts("b <think>c</think>", "a")
 
 
 def test_where_the_reasoning_is() -> None:
-    format = AnswerFormat(FORMATS["think"])
+    format = AnswerFormat("think")
     text = " <think>ab</think> c"
     parts, parser = read(format, list(text))
     assert (parts, parser.spans) == (Parts("c", "ab"), [(0, text.index(" c"))])
@@ -71,7 +71,7 @@ def test_where_the_reasoning_is() -> None:
 
 
 def test_reasoning_comes_as_it_is_written() -> None:
-    parser = AnswerFormat(FORMATS["think"]).parser()
+    parser = AnswerFormat("think").parser()
     assert parser is not None
     said = [parser.feed(piece) for piece in ["<think>", "\nOne", " two", " \n", "</think>", "Ok"]]
     assert said == [
@@ -103,7 +103,7 @@ def test_every_format_can_be_named() -> None:
 
 # -- gpt-oss ---------------------------------------------------------------------------------
 
-HARMONY = AnswerFormat(harmony=True, names=frozenset({"f", "g"}))
+HARMONY = AnswerFormat(tools="harmony", names=frozenset({"f", "g"}))
 THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
 CALLS_BOTH = (
     '<|start|>assistant<|channel|>commentary to=functions.f<|message|>{"a": 1}<|call|>'

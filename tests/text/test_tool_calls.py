@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from rosellm.roseinfer.config import ToolParser
 from rosellm.roseinfer.text.answer_parser import AnswerFormat
 from rosellm.roseinfer.text.parts import Call, Parts
-from rosellm.roseinfer.text.reasoning import FORMATS as REASONING
 from rosellm.roseinfer.text.tools import registry
 
 NAMES = frozenset({"f", "g", "weather.now"})
@@ -32,7 +31,7 @@ def read(format: AnswerFormat, pieces: list[str]) -> Parts:
 
 def parse(name: str, text: str, most: int | None = None) -> Parts:
     """Read a text at once and in the smallest pieces, which must come to the same."""
-    format = AnswerFormat(tools=registry.load(name), names=NAMES, most=most)
+    format = AnswerFormat(tools=name, names=NAMES, most=most)
     whole = read(format, [text])
     assert read(format, list(text)) == whole
     return whole
@@ -160,14 +159,14 @@ def test_arguments_that_are_no_object_make_no_call(name: str, arguments: str) ->
         "deepseek": f"{BEGIN}<｜tool▁call▁begin｜>f<｜tool▁sep｜>%s<｜tool▁call▁end｜>{END}",
     }[name]
     text = write % arguments
-    format = AnswerFormat(tools=registry.load(name), names=NAMES)
+    format = AnswerFormat(tools=name, names=NAMES)
     assert read(format, [text]) == Parts(text)
 
 
 @pytest.mark.parametrize("depth", [100_000, 1_000_000])
 def test_python_that_nobody_could_nest_makes_no_call(depth: int) -> None:
     text = "[f(a=" + "(" * depth + ")" * depth + ")]"
-    format = AnswerFormat(tools=registry.load("pythonic"), names=NAMES)
+    format = AnswerFormat(tools="pythonic", names=NAMES)
     assert read(format, [text]) == Parts(text)
 
 
@@ -223,7 +222,7 @@ def test_a_good_call_behind_a_bad_one() -> None:
 
 
 def test_nobody_is_kept_waiting_for_text_that_is_certain() -> None:
-    parser = AnswerFormat(tools=registry.load("hermes"), names=NAMES).parser()
+    parser = AnswerFormat(tools="hermes", names=NAMES).parser()
     assert parser is not None
     assert parser.feed("Hello <").content == "Hello"
     assert parser.feed("b> and").content == " <b> and"
@@ -233,7 +232,7 @@ def test_nobody_is_kept_waiting_for_text_that_is_certain() -> None:
 
 def test_markers_without_number_take_no_time() -> None:
     """Text that is all markers is read in about linear time."""
-    format = AnswerFormat(tools=registry.load("hermes"), names=NAMES)
+    format = AnswerFormat(tools="hermes", names=NAMES)
     text = '<tool_call>"</tool_call>' * 4000
     assert read(format, [text[i : i + 7] for i in range(0, len(text), 7)]) == Parts(text)
 
@@ -269,9 +268,9 @@ def test_a_stream_is_the_whole(
 ) -> None:
     text, pieces = sample
     format = AnswerFormat(
-        reasoning=REASONING[reasoning] if reasoning else None,
+        reasoning=reasoning,
         opened=opened,
-        tools=registry.load(name),
+        tools=name,
         names=NAMES,
         most=most,
     )

@@ -10,9 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from rosellm.roseinfer.text.answer_parser import AnswerFormat
 from rosellm.roseinfer.text.parts import Call, Parts
-from rosellm.roseinfer.text.reasoning import FORMATS as REASONING
 from rosellm.roseinfer.text.tool_grammar import Callable, tool_grammar
-from rosellm.roseinfer.text.tools import registry
 
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>")
 SPECIAL = {marker: 257 + index for index, marker in enumerate(MARKERS)}
@@ -127,7 +125,7 @@ class Judge:
 
 
 def answer_format(name: str, most: int | None = None) -> AnswerFormat:
-    return AnswerFormat(tools=registry.load(name), names=NAMES, most=most)
+    return AnswerFormat(tools=name, names=NAMES, most=most)
 
 
 def special_of(format: AnswerFormat, with_special: bool) -> dict[str, int]:
@@ -191,11 +189,10 @@ def test_a_call_that_may_be_made(name: str, with_special: bool) -> None:
 @pytest.mark.parametrize("must", [False, True])
 @pytest.mark.parametrize("name", NAMED)
 def test_reasoning_comes_first(name: str, must: bool, with_special: bool) -> None:
-    markers = REASONING["think"]
     call = WRITTEN[name][0]
     bad = WRONG[name][1]
     for opened in (False, True):
-        format = replace(answer_format(name), reasoning=markers, opened=opened)
+        format = replace(answer_format(name), reasoning="think", opened=opened)
         judge = Judge(format, must, special_of(format, with_special))
         start = "" if opened else "<think>"
         assert judge(f"{start}\nI might {{ or not.\n</think>\n\n{call}")

@@ -12,11 +12,13 @@ from fastapi import Depends, Request
 class Call:
     """
     Attributes:
+        id: as the log and ``X-Request-Id`` name it.
         path: where it was posted to.
         body: its JSON, as it was sent.
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
     """
 
+    id: str
     path: str
     body: Any
     warnings: tuple[str, ...] = ()
@@ -24,7 +26,8 @@ class Call:
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread
     state = request.state
-    return Call(request.url.path, getattr(state, "sent", None), getattr(state, "warnings", ()))
+    sent, warnings = getattr(state, "sent", None), getattr(state, "warnings", ())
+    return Call(getattr(state, "request_id", ""), request.url.path, sent, warnings)
 
 
 Called = Annotated[Call, Depends(_called)]

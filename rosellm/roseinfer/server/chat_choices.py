@@ -141,7 +141,7 @@ class ChatChoices:
 
     def _call(self, call: Call) -> ToolCall:
         """A call under an id of its own."""
-        tools = self._job.format.tools
+        tools = self._job.format.tool_format
         if tools is not None and tools.short_ids:
             id = "".join(secrets.choice(LETTERS) for _ in range(SHORT_ID))
         else:

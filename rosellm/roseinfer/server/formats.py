@@ -8,12 +8,10 @@ from rosellm.roseinfer.config import ReasoningParser, ToolParser
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.tools import ToolUse
 from rosellm.roseinfer.text import reasoning
-from rosellm.roseinfer.text.answer_parser import AnswerFormat
+from rosellm.roseinfer.text.answer_parser import HARMONY, AnswerFormat
 from rosellm.roseinfer.text.chat import ChatTemplate
 from rosellm.roseinfer.text.tools import registry
 from rosellm.roseinfer.text.tools.format import ToolFormat
-
-HARMONY = "harmony"
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,13 @@ class Formats:
         """
         names = use.names if use else frozenset()
         most = use.most if use else None
-        if HARMONY in (self.tools if use else None, self.reasoning):
-            return AnswerFormat(harmony=True, names=names, most=most)
-        markers = reasoning.FORMATS[self.reasoning] if self.reasoning else None
-        end = prompt_end.rstrip()
+        thinks, opened, end = self.reasoning, False, prompt_end.rstrip()
+        markers = reasoning.FORMATS.get(thinks or "")
         if markers is not None and end.endswith(markers.end):
-            markers = None  # the prompt has ended the reasoning already
-        opened = markers is not None and end.endswith(markers.start)
-        return AnswerFormat(markers, opened, self.tool_format if use else None, names, most)
+            thinks = None  # the prompt has ended the reasoning already
+        elif markers is not None:
+            opened = end.endswith(markers.start)
+        return AnswerFormat(thinks, opened, self.tools if use else None, names, most)
 
 
 def _refusal(message: str) -> RequestError:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Protocol
 
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import EngineDeadError, RequestError
@@ -119,6 +119,14 @@ class Delta:
     logprob: float = 0.0
 
 
+class Watcher(Protocol):
+    """Sees all that an answer is made of, as it comes."""
+
+    def see(self, item: Delta | Exception) -> None: ...
+    def end(self) -> None:
+        """Nothing more will come."""
+
+
 class Pipeline:
     """Sends requests to the engine and turns its rows into text.
 
@@ -147,15 +155,18 @@ class Pipeline:
     async def stop(self) -> None:
         await self._client.stop()
 
-    def generate(self, jobs: Sequence[Job]) -> Answer:
+    def generate(self, jobs: Sequence[Job], watcher: Watcher | None = None) -> Answer:
         """Begin to answer these jobs together: if one fails, all do.
+
+        Args:
+            watcher: sees what the answer is made of.
 
         Raises:
             EngineDeadError: nothing can be generated any more.
         """
         if self.dead.is_set():
             raise EngineDeadError(self.death)
-        answer = Answer(self, choices=sum(job.n for job in jobs))
+        answer = Answer(self, sum(job.n for job in jobs), watcher)
         first = 0
         for job in jobs:
             answer.ids.append(self._add(job, first, answer))
@@ -220,16 +231,19 @@ class Pipeline:
 class Answer:
     """The deltas of one ``generate`` call. Close it: what is unfinished then is aborted."""
 
-    def __init__(self, pipeline: Pipeline, choices: int) -> None:
+    def __init__(self, pipeline: Pipeline, choices: int, watcher: Watcher | None = None) -> None:
         self.ids: list[int] = []
         self.choices = choices
         self._pipeline = pipeline
         self._unfinished = choices
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._peeked: Delta | None = None
+        self._watcher = watcher
 
     def put(self, item: Delta | Exception) -> None:
         self._queue.put_nowait(item)
+        if self._watcher is not None:
+            self._watcher.see(item)
 
     async def begin(self) -> None:
         """Wait for the first news, so that an error known by then can be raised here."""
@@ -241,6 +255,9 @@ class Answer:
 
     def close(self) -> None:
         self._pipeline.drop(self.ids)
+        if self._watcher is not None:
+            self._watcher.end()
+            self._watcher = None
 
     def __aiter__(self) -> Answer:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -14,7 +15,8 @@ from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.call import Call
-from rosellm.roseinfer.server.generate import Job, Pipeline
+from rosellm.roseinfer.server.generate import Answer, Job, Pipeline
+from rosellm.roseinfer.server.journal import Journal, Record
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.answering import AnswerFields
@@ -31,6 +33,7 @@ class Service:
     Attributes:
         name: what requests call it in ``model``.
         unknown_parameters: what a field that no schema knows comes to.
+        journal: where requests for text are logged.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
     """
 
@@ -41,6 +44,7 @@ class Service:
     sampling: Sampling
     max_choices: int = 1024
     unknown_parameters: UnknownParameters = "reject"
+    journal: Journal | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str, param: str | None = "model") -> None:
@@ -104,6 +108,13 @@ class Service:
             include_stop=bool(asked.include_stop_str_in_output),
             **more,
         )
+
+    def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
+        """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``."""
+        if self.journal is None:
+            return self.pipeline.generate(jobs)
+        record = Record(self.journal, self.ready.fingerprint, call, jobs)
+        return self.pipeline.generate(jobs, record)
 
     def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""

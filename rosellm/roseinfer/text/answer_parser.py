@@ -7,7 +7,8 @@ from typing import Protocol
 
 from rosellm.roseinfer.text.harmony import MARKERS, Harmony
 from rosellm.roseinfer.text.parts import Parts, Stage
-from rosellm.roseinfer.text.reasoning import Reasoning, ReasoningFormat
+from rosellm.roseinfer.text.reasoning import FORMATS, Reasoning, ReasoningFormat
+from rosellm.roseinfer.text.tools import registry
 from rosellm.roseinfer.text.tools.format import ToolFormat
 from rosellm.roseinfer.text.tools.stage import ToolCalls
 
@@ -26,33 +27,50 @@ class Parser(Stage, Protocol):
         ...
 
 
+HARMONY = "harmony"
+
+
 @dataclass(frozen=True)
 class AnswerFormat:
-    """What to look for in an answer.
+    """What to look for in an answer: plain values, so that they can be written down.
 
     Attributes:
-        reasoning: None where the model has none.
+        reasoning: name of the markers; None where the model has none.
         opened: whether the prompt ends inside the reasoning.
-        tools: None where no calls are wanted.
+        tools: name of the format of calls; None where no calls are wanted.
         names: of the tools that may be called.
         most: calls that are wanted at most.
-        harmony: read channels instead, which carry both.
     """
 
-    reasoning: ReasoningFormat | None = None
+    reasoning: str | None = None
     opened: bool = False
-    tools: ToolFormat | None = None
+    tools: str | None = None
     names: frozenset[str] = frozenset()
     most: int | None = None
-    harmony: bool = False
+
+    @property
+    def harmony(self) -> bool:
+        """Whether there are channels instead, which carry both."""
+        return HARMONY in (self.reasoning, self.tools)
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """The markers, where there are two."""
+        return FORMATS.get(self.reasoning or "")
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """The format of calls, where it has a module."""
+        return None if self.tools is None or self.harmony else registry.load(self.tools)
 
     @property
     def markers(self) -> tuple[str, ...]:
         """What has to reach the parser even where it is a special token."""
         if self.harmony:
             return MARKERS
-        reasoning = (self.reasoning.start, self.reasoning.end) if self.reasoning else ()
-        return (*reasoning, *(self.tools.markers if self.tools else ()))
+        reasoning, tools = self.reasoning_format, self.tool_format
+        both = (reasoning.start, reasoning.end) if reasoning else ()
+        return (*both, *(tools.markers if tools else ()))
 
     def parser(self) -> Parser | None:
         """A parser for one answer; None where all of it is content."""
@@ -72,11 +90,11 @@ class _Chain:
 
     def __init__(self, format: AnswerFormat) -> None:
         self._reasoning = self._tools = None
-        if format.reasoning is not None:
-            opened = format.opened or format.reasoning.opened
-            self._reasoning = Reasoning(format.reasoning, opened)
-        if format.tools is not None:
-            self._tools = ToolCalls(format.tools, format.names, format.most)
+        reasoning, tools = format.reasoning_format, format.tool_format
+        if reasoning is not None:
+            self._reasoning = Reasoning(reasoning, format.opened or reasoning.opened)
+        if tools is not None:
+            self._tools = ToolCalls(tools, format.names, format.most)
 
     @property
     def spans(self) -> list[tuple[int, int]]:

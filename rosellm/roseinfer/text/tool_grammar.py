@@ -46,9 +46,10 @@ def tool_grammar(
         must: whether there has to be a call.
         special: ids of those markers that are special tokens, which no text can spell.
     """
-    assert format.tools is not None, "a format without tools has no calls"
-    assert format.tools.shape is not None, "the caller has checked this"
-    writer = _Writer(format.tools, format.tools.shape, format.most, special)
+    written = format.tool_format
+    assert written is not None, "a format without tools has no calls"
+    assert written.shape is not None, "the caller has checked this"
+    writer = _Writer(written, written.shape, format.most, special)
     lines = [*_reasoning(format, writer), *writer.calls(tools)]
     lines += writer.must() if must else writer.may()
     return Lark("\n".join(lines) + "\n")
@@ -56,7 +57,7 @@ def tool_grammar(
 
 def _reasoning(format: AnswerFormat, writer: _Writer) -> Iterator[str]:
     """The rules ``start`` and what leads to ``body``."""
-    markers = format.reasoning
+    markers = format.reasoning_format
     if markers is None:
         yield "start: body"
         return

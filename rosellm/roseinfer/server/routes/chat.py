@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, Response
@@ -15,12 +14,12 @@ from rosellm.roseinfer.server.chat_choices import ChatChoices
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.generate import Answer, Job
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.rendering import rendering
 from rosellm.roseinfer.server.schemas.chat import ChatRequest
 from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion
-from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
-from rosellm.roseinfer.server.tools import ToolUse, shown_tools, tool_use
+from rosellm.roseinfer.server.tools import ToolUse, tool_use
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 
 router = APIRouter(route_class=TolerantRoute)
@@ -34,7 +33,7 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     service.check_choices(1, body.choices)
     job = await _job(body, service)
     tally = Tally.of([job])
-    answer = service.pipeline.generate([job])
+    answer = service.answer([job], call)
     head = service.head("chatcmpl", body, call)
     choices = ChatChoices(body, job, job.reader(service.prompts.tokenizer))
     if body.stream:
@@ -54,23 +53,20 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
 
 
 async def _job(body: ChatRequest, service: Service) -> Job:
-    newer = body.max_completion_tokens is not None
-    asked = body.max_completion_tokens if newer else body.max_tokens
     use = tool_use(body)
     if use is not None:
-        service.prompts.formats.check_tools()
         _check_enforced(body, use)
     prompt = await service.prompts.chat(
         body.messages,
-        _rendering(body, use, service),
-        answer=body.room(asked, default=1),
+        rendering(body, service.prompts),
+        answer=body.least_answer,
         keep=body.truncate_prompt_tokens,
     )
     max_tokens = service.sampling.max_tokens(
-        asked,
+        body.limit,
         len(prompt),
         default=None,
-        param="max_completion_tokens" if newer else "max_tokens",
+        param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
     )
     return service.job(
         prompt,
@@ -80,16 +76,6 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
         format=service.prompts.formats.of_answer(service.prompts.end(prompt), use),
-    )
-
-
-def _rendering(body: ChatRequest, use: ToolUse | None, service: Service) -> Rendering:
-    """What the request says of it, and what its other fields come to."""
-    effort = service.prompts.effort(body.reasoning_effort)
-    return replace(
-        body.rendering,
-        tools=shown_tools(use.tools) if use else None,
-        variables={**effort, **body.rendering.variables},
     )
 
 

@@ -143,3 +143,14 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
     def answer_logprobs(self) -> int | None:
         """How many likeliest tokens to report in each place of the answer; None for no report."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def limit(self) -> int | None:
+        """The longest answer that is asked for, by whichever of its two names."""
+        newer = self.max_completion_tokens
+        return self.max_tokens if newer is None else newer
+
+    @property
+    def least_answer(self) -> int:
+        """How many tokens must fit behind the prompt."""
+        return self.room(self.limit, default=1)

@@ -210,6 +210,18 @@ class Tokenized(msgspec.Struct, kw_only=True):
     token_strs: list[str] | None
 
 
+class Rendered(msgspec.Struct, kw_only=True):
+    """A conversation as the model reads it; ``prompt`` is whole where ids are truncated."""
+
+    object: Literal["chat.completion.prompt"] = "chat.completion.prompt"
+    model: str
+    prompt: str
+    prompt_token_ids: list[int]
+    count: int
+    max_model_len: int
+    warnings: Warnings = UNSET
+
+
 class Detokenized(msgspec.Struct):
     prompt: str
 
