@@ -71,6 +71,14 @@ class ByteTokenizer(Tokenizer):
         return {"<s>": BOS, "</s>": EOS}.get(token)
 
 
+class InfillTokenizer(ByteTokenizer):
+    """One with tokens for filling a hole in a text: the first three bytes."""
+
+    def token_to_id(self, token: str) -> int | None:
+        marks = {"<fim_prefix>": 0, "<fim_suffix>": 1, "<fim_middle>": 2}
+        return marks.get(token, super().token_to_id(token))
+
+
 Script = Callable[[Add], Iterable[Output]]
 
 

@@ -40,6 +40,7 @@ from tests.server.fakes import (
     EMBEDDINGS,
     EOS,
     HELLO,
+    InfillTokenizer,
     Server,
     events,
     gives_vectors,
@@ -304,7 +305,7 @@ def test_every_field_does_what_the_registry_says(path: str) -> None:
 
     async def test() -> None:
         script = gives_vectors if path == EMBEDDINGS else says_with_a_special_token
-        async with serving(script, chat_template=TEMPLATE) as server:
+        async with serving(script, tokenizer=InfillTokenizer(TEMPLATE)) as server:
             for name, (value, beside) in CASES[path].items():
                 await check(server, registry[name], {**BASE[path], **beside}, value)
 

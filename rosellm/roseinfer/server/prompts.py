@@ -19,6 +19,7 @@ from rosellm.roseinfer.server.schemas.messages import Message
 from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.turns import Turns
 from rosellm.roseinfer.text.chat import ChatTemplate
+from rosellm.roseinfer.text.infill import Marks, marks_of, with_hole
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 # A text this many times longer than the longest tokens that fit is not even tokenised. More than
@@ -135,6 +136,7 @@ class Prompts:
         *,
         answer: int = 1,
         keep: int | None = None,
+        suffix: str | None = None,
     ) -> list[list[int]]:
         """Several prompts, each a text as it stands or token ids already.
 
@@ -142,8 +144,10 @@ class Prompts:
 
         Args:
             keep: only the last so many tokens of each, see ``truncated``.
+            suffix: what comes behind the answer, of a model that can fill a hole.
         """
         several = len(prompts) > 1
+        marks = None if suffix is None else self._marks()
         named = [
             (f"{param}[{index}]" if several else param, prompt)
             for index, prompt in enumerate(prompts)
@@ -151,10 +155,17 @@ class Prompts:
         texts = [(name, prompt) for name, prompt in named if isinstance(prompt, str)]
         for name, text in texts if keep is None else ():
             self._refuse_hopeless(len(text), name)
-        return await off_loop(
-            sum(len(text) for _, text in texts),
-            lambda: [self._prompt_ids(prompt, name, answer, keep) for name, prompt in named],
-        )
+
+        def ids(name: str, prompt: str | list[int]) -> list[int]:
+            if marks is not None and suffix is not None:
+                return self._with_hole(marks, prompt, suffix, name)
+            return self._ids(prompt, name) if isinstance(prompt, str) else prompt
+
+        def all_ids() -> list[list[int]]:
+            made = ((name, self.truncated(ids(name, each), keep, answer)) for name, each in named)
+            return [self._checked(each, name, answer) for name, each in made]
+
+        return await off_loop(sum(len(text) for _, text in texts) + len(suffix or ""), all_ids)
 
     async def tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text, however many."""
@@ -194,11 +205,26 @@ class Prompts:
             )
         return {}
 
-    def _prompt_ids(
-        self, prompt: str | list[int], param: str, answer: int, keep: int | None
+    def _marks(self) -> Marks:
+        found = marks_of(self.tokenizer)
+        if found is None:
+            raise RequestError(
+                "suffix: this model has no tokens for filling a hole in a text",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        return found
+
+    def _with_hole(
+        self, marks: Marks, prompt: str | list[int], suffix: str, param: str
     ) -> list[int]:
-        ids = self._ids(prompt, param) if isinstance(prompt, str) else prompt
-        return self._checked(self.truncated(ids, keep, answer), param, answer)
+        if isinstance(prompt, str):
+            prompt = self._encode(prompt, param, add_special_tokens=False)
+        try:
+            return with_hole(self.tokenizer, marks, prompt, suffix)
+        except RequestError as error:
+            error.param = error.param or "suffix"
+            raise
 
     def _ids(self, text: str, param: str) -> list[int]:
         ids = self._encode(text, param, add_special_tokens=True)

@@ -47,6 +47,7 @@ async def _jobs(body: CompletionRequest, service: Service) -> list[Job]:
         "prompt",
         answer=body.room(body.max_tokens, default=MAX_TOKENS_COMPLETION),
         keep=body.truncate_prompt_tokens,
+        suffix=body.suffix or None,
     )
     return [_job(body, prompt, service) for prompt in prompts]
 

@@ -45,7 +45,11 @@ class CompletionRequest(AnswerFields):
         description="Make so many answers, at least `n`, and give the `n` whose tokens are the"
         " likeliest on average, best first; beyond 1 only without `stream`.",
     )
-    suffix: Rejected[None] = Field(default=None, description="Not supported yet.")
+    suffix: str | None = Field(
+        default=None,
+        description="What comes behind the answer: only of a model that has tokens for filling a"
+        " hole in a text (a 400 otherwise), and without `echo` and `truncate_prompt_tokens`.",
+    )
     structured_outputs: Rejected[None] = Field(
         default=None, description="Structured output is not supported yet."
     )
@@ -62,6 +66,14 @@ class CompletionRequest(AnswerFields):
         if best_of is not None and best_of > 1 and info.data.get("stream"):
             raise PydanticCustomError("not_streamed", "is only allowed when stream is false")
         return best_of
+
+    @field_validator("suffix")
+    @classmethod
+    def _around_a_whole_prompt(cls, suffix: str | None, info: ValidationInfo) -> str | None:
+        for other in ("echo", "truncate_prompt_tokens"):
+            if suffix and info.data.get(other):
+                raise PydanticCustomError("both", "must not stand beside {other}", {"other": other})
+        return suffix
 
     @property
     def prompts(self) -> list[str | list[int]]:
