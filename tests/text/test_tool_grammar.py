@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
+from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from rosellm.roseinfer.text.answer_parser import AnswerFormat
 from rosellm.roseinfer.text.parts import Call, Parts
 from rosellm.roseinfer.text.tool_grammar import Callable, tool_grammar
+from tests import bfcl
 
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>")
 SPECIAL = {marker: 257 + index for index, marker in enumerate(MARKERS)}
@@ -211,3 +216,80 @@ def test_any_name_of_a_rule_is_left_to_tools() -> None:
     text = '<tool_call>\n{"name": "a-b.c_9", "arguments": {}}\n</tool_call>'
     assert matcher.try_consume_tokens(list(text.encode())) == len(text)
     assert json.dumps("a-b.c_9") in grammar
+
+
+# -- any tool --------------------------------------------------------------------------------
+
+LIKELY_ENDS = list(b'"}],:01ea>\n</_')
+KINDS = [
+    {"type": "function", "function": {"name": "none.at-all_", "parameters": {"type": "object"}}},
+    {
+        "type": "function",
+        "function": {
+            "name": "all",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "text": {"type": "string", "enum": ["a", "b c"]},
+                    "number": {"type": "number", "default": 1},
+                    "list": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                    "nested": {
+                        "type": "object",
+                        "properties": {"flag": {"type": "boolean"}, "any": {}},
+                        "required": ["flag"],
+                    },
+                },
+                "required": ["text", "list", "nested"],
+            },
+        },
+    },
+]
+
+
+def walk(grammar: str, source: random.Random) -> str:
+    """A text that a grammar allows: for a while any, then the shortest way out."""
+    matcher = LLMatcher(TOKENIZER, grammar)
+    assert not matcher.is_error(), matcher.get_error()
+    out = bytearray()
+    while not matcher.is_stopped():
+        mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little")[:256])
+        ends = [byte for byte in LIKELY_ENDS if byte in allowed]
+        if not len(allowed) or (len(out) > 300 and matcher.is_accepting()):
+            break
+        printable = [int(byte) for byte in allowed if byte < 128]
+        byte = ends[0] if ends and len(out) > 60 else source.choice(printable or [*allowed])
+        assert matcher.consume_token(int(byte)), matcher.get_error()
+        out.append(int(byte))
+        assert len(out) < 20_000
+    assert matcher.is_accepting()
+    return out.decode()
+
+
+def check_tool(tool: dict[str, Any], source: random.Random) -> None:
+    function = tool["function"]
+    schema = function["parameters"]
+    format = AnswerFormat(tools="hermes", names=frozenset({function["name"]}), most=1)
+    called = Callable(function["name"], schema)
+    text = walk(tool_grammar(format, [called], True, {}).text, source)
+    parts = parse(format, text)
+    assert parts.content == "", text
+    [call] = parts.calls
+    assert call.name == function["name"]
+    jsonschema.Draft202012Validator(schema).validate(json.loads(call.arguments))
+
+
+def test_any_kind_of_tool() -> None:
+    for seed in range(5):
+        for tool in KINDS:
+            check_tool(tool, random.Random(seed))
+
+
+@pytest.mark.skipif(not bfcl.FOLDER.is_dir(), reason="no ../shared/data beside this checkout")
+@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
+def test_tools_of_the_leaderboard(every: int) -> None:
+    tools = list(bfcl.tools())
+    assert len(tools) > 600
+    for index, tool in enumerate(tools):
+        if index % every == 0:
+            check_tool(tool, random.Random(index))
