@@ -5,6 +5,9 @@ of them computed, and each step lets computed tokens catch up within a budget.
 The same rule serves prompts, chunks of prompts, prefix hits, decoding,
 speculation and resumption after preemption.
 
+A request with a grammar waits, without holding anything, until ``constrain`` brings the states
+that its choices start from. These change only in ``update``.
+
 Knows integers only: no tensors, no text. The cycle is ``schedule`` -> run the
 plan -> ``update`` (or ``discard``, after which the same work is planned again).
 """
@@ -12,11 +15,13 @@ plan -> ``update`` (or ``discard``, after which the same work is planned again).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rosellm.roseinfer.cache.manager import CacheManager, SequenceKV
-from rosellm.roseinfer.messages import Add, FinishReason, Output, Stats, Want
+from rosellm.roseinfer.grammar.constraint import Constraint, GrammarError
+from rosellm.roseinfer.grammar.masks import Masked
+from rosellm.roseinfer.messages import Add, FinishReason, Output, RowError, Stats, Want
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.step import (
     LogitRow,
@@ -31,10 +36,14 @@ from rosellm.roseinfer.step import (
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One Add and its choices. Followers wait until the first choice's prompt is cached."""
+    """One Add and its choices. Followers wait until the first choice's prompt is cached.
+
+    ``held`` until its grammar is compiled.
+    """
 
     id: int
     unfinished: int
+    held: bool = False
     sequences: list[Sequence] = field(default_factory=list)
     followers: list[Sequence] = field(default_factory=list)
 
@@ -65,6 +74,7 @@ class Sequence:
     in_flight: int = 0
     cached: int | None = None
     finished: bool = False
+    constraint: Constraint | None = None
 
     @property
     def pending(self) -> int:
@@ -144,12 +154,13 @@ class Scheduler:
         self._steps = 0
         self._preemptions = 0
         self._batched_tokens = 0
+        self._incomplete = 0
 
     # -- requests ---------------------------------------------------------
 
     def add(self, message: Add) -> None:
         """Queue a request. Choices after the first wait until its prompt is in the cache."""
-        request = Request(message.id, unfinished=message.n)
+        request = Request(message.id, unfinished=message.n, held=bool(message.grammar))
         for choice in range(message.n):
             sequence = self._new_sequence(message, request, choice)
             request.sequences.append(sequence)
@@ -157,16 +168,28 @@ class Scheduler:
         self._requests[message.id] = request
         self._num_waiting += message.n
         request.followers = request.sequences[1:]
+        if not request.held:
+            self._enqueue(request.sequences[0])
+
+    def constrain(self, request_id: int, constraints: Iterable[Constraint]) -> None:
+        """A request's grammar is compiled: queue it, with where each choice begins."""
+        request = self._requests[request_id]
+        for sequence, constraint in zip(request.sequences, constraints, strict=True):
+            sequence.constraint = constraint
+        request.held = False
         self._enqueue(request.sequences[0])
+
+    def fail(self, request_id: int, error: RowError) -> Output:
+        """End a request now, with an error."""
+        self._end(self._requests[request_id])
+        return Output(request_id, finish="error", error=error, last=True)
 
     def abort(self, request_id: int) -> Output | None:
         """End a request now; None if it is not known (any more)."""
         request = self._requests.get(request_id)
         if request is None:
             return None
-        for sequence in request.sequences:
-            if not sequence.finished:
-                self._finish(sequence)
+        self._end(request)
         return Output(request_id, finish="abort", last=True)
 
     @property
@@ -178,7 +201,23 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests)
 
+    @property
+    def runnable(self) -> bool:
+        """Whether something can be planned, or waits for what is planned to come back."""
+        return any(not request.held for request in self._requests.values())
+
     # -- the step ---------------------------------------------------------
+
+    def constrained(self, plan: StepPlan) -> list[Masked]:
+        """The plan's logit rows that a grammar constrains."""
+        found: list[Masked] = []
+        row = 0
+        for work in plan.work:
+            sequence = self._sequences[work.sequence]
+            if sequence.constraint is not None:
+                found += _masked(sequence, sequence.constraint, work, row)
+            row += len(work.logits)
+        return found
 
     def schedule(self) -> StepPlan:
         """Plan the next step within the token budget."""
@@ -239,6 +278,8 @@ class Scheduler:
             steps=self._steps,
             preemptions=self._preemptions,
             batched_tokens=self._batched_tokens,
+            waiting_grammar=sum(r.unfinished for r in self._requests.values() if r.held),
+            incomplete=self._incomplete,
         )
 
     def check(self) -> None:
@@ -355,6 +396,7 @@ class Scheduler:
                 position=sequence.num_output,
                 history=tuple(sequence.tokens) if params.needs_history else (),
                 prompt_len=sequence.prompt_len,
+                spare=self._spare(sequence),
             )
             logits = (row,)
         return Work(
@@ -366,6 +408,12 @@ class Scheduler:
             scoring=self._scoring(sequence, start, count),
             pool=last and sequence.want == "pooled",
         )
+
+    def _spare(self, sequence: Sequence) -> int | None:
+        """A token whose score may be told in the place of the sampled one's."""
+        if sequence.constraint is None or sequence.params.logprobs is None:
+            return None
+        return sequence.constraint.spare(self._room(sequence))
 
     def _scoring(self, sequence: Sequence, start: int, count: int) -> Scoring | None:
         """The chunk's prompt positions that have not been reported yet."""
@@ -387,9 +435,14 @@ class Scheduler:
         )
         sequence.num_scored += len(done.scores)
         if sequence.samples:
-            self._append(sequence, done.samples, row)
+            try:
+                self._append(sequence, done.samples, row)
+            except GrammarError as error:
+                message = f"the answer cannot go on: {error}"
+                return self.fail(sequence.request.id, RowError(message, status=400))
         elif sequence.num_computed == len(sequence.tokens):
             row.finish = "stop" if sequence.want == "pooled" else "length"
+        if row.finish is not None:
             self._finish(sequence)
         row.last = row.finish is not None and sequence.request.unfinished == 0
         return row if row.tokens or row.finish or row.prompt_logprobs else None
@@ -399,24 +452,59 @@ class Scheduler:
         if samples and sequence.params.logprobs is not None:
             row.logprobs = []
         for sample in samples:
-            sequence.tokens.append(sample.token)
-            row.tokens.append(sample.token)
-            if row.logprobs is not None and sample.logprobs is not None:
-                row.logprobs.append(sample.logprobs)
-            row.finish = self._finish_reason(sequence, sample.token)
+            taken = self._constrained_sample(sequence, sample, row)
+            if taken is None:
+                break
+            sequence.tokens.append(taken.token)
+            row.tokens.append(taken.token)
+            if row.logprobs is not None and taken.logprobs is not None:
+                row.logprobs.append(taken.logprobs)
+            row.finish = self._finish_reason(sequence, taken.token, row)
             if row.finish is not None:
-                self._finish(sequence)
                 break
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        params = sequence.params
+    def _constrained_sample(self, sequence: Sequence, sample: Sample, row: Output) -> Sample | None:
+        """What comes of a sample under the sequence's grammar; None if the answer ends before it.
+
+        Raises:
+            GrammarError: nothing may come, and the answer may not end.
+        """
+        constraint = sequence.constraint
+        if constraint is None:
+            return sample
+        if constraint.stuck:
+            if not constraint.accepts:
+                raise GrammarError("the vocabulary has no token that its grammar allows here")
+            row.finish, row.complete = "stop", True
+            return None
+        token = constraint.take(sample.token, self._room(sequence) - 1)
+        if token is None:
+            row.finish = "length"
+            return None
+        return sample if token == sample.token else Sample(token, sample.spare)
+
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that may still come."""
+        context = self.max_model_len - len(sequence.tokens)
+        return min(sequence.params.max_tokens - sequence.num_output, context)
+
+    def _finish_reason(self, sequence: Sequence, token: int, row: Output) -> FinishReason | None:
+        params, constraint = sequence.params, sequence.constraint
         if token in params.stop_token_ids and sequence.num_output > params.min_tokens:
             return "stop"
-        if sequence.num_output >= params.max_tokens:
-            return "length"
-        if len(sequence.tokens) >= self.max_model_len:
-            return "length"
-        return None
+        room = self._room(sequence)
+        if constraint is not None and constraint.ended(room):
+            row.complete = True
+            return "stop"
+        if room > 0:
+            return None
+        self._incomplete += constraint is not None and not constraint.accepts
+        return "length"
+
+    def _end(self, request: Request) -> None:
+        for sequence in request.sequences:
+            if not sequence.finished:
+                self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         """End a sequence. Its blocks go when no submitted plan refers to them any more."""
@@ -433,3 +521,12 @@ class Scheduler:
         if sequence.in_flight == 0:
             self.cache.release(sequence.kv)
             del self._sequences[sequence.number]
+
+
+def _masked(sequence: Sequence, constraint: Constraint, work: Work, row: int) -> Iterator[Masked]:
+    """A sequence's logit rows, of which the first is the step's ``row``-th."""
+    first = work.logits[0].offset + 1 if work.logits else 0
+    for index, logit in enumerate(work.logits):
+        drafts = work.tokens[first : logit.offset + 1]
+        may_stop = logit.position >= sequence.params.min_tokens
+        yield Masked(row + index, constraint, drafts, may_stop)

@@ -55,6 +55,7 @@ class Job:
         skip_special_tokens: whether special tokens give no text.
         format: what its answers hold beside text.
         include_stop: show the stop string, or the stop token's text, that ended the answer.
+        grammar: what the answer must match, see ``Add``.
     """
 
     prompt: list[int]
@@ -68,6 +69,7 @@ class Job:
     skip_special_tokens: bool = True
     format: AnswerFormat = PLAIN
     include_stop: bool = False
+    grammar: str = ""
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -211,6 +213,7 @@ class Pipeline:
                 priority=job.priority,
                 cache_salt=job.cache_salt,
                 want=job.want,
+                grammar=job.grammar,
             )
         )
         return id
@@ -355,7 +358,8 @@ class _Choice:
         """The row's text, and how many of its tokens it took: none after the answer's end."""
         parts = Parts()
         # The stop token itself is counted, and shown only if asked for, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop" and not self._include_stop)
+        by_token = row.finish == "stop" and not row.complete
+        shown = len(row.tokens) - (by_token and not self._include_stop)
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
             parts += self._reader.read(token, scores)
