@@ -18,6 +18,29 @@ Quantization = Literal["none", "int8", "int4"]
 UnknownParameters = Literal["reject", "warn"]
 HeadQuantization = Literal["auto", "none", "int8", "int4"]
 KVCacheDType = Literal["auto", "int8"]
+ToolParser = Literal[
+    "auto",
+    "none",
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "mistral_args",
+    "pythonic",
+    "deepseek",
+    "harmony",
+]
+ReasoningParser = Literal[
+    "auto",
+    "none",
+    "think",
+    "deepseek_r1",
+    "mistral",
+    "granite",
+    "command",
+    "seed_oss",
+    "kimi",
+    "harmony",
+]
 
 
 def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
@@ -39,6 +62,12 @@ class ModelConfig:
     )
     chat_template: str | None = option(
         None, "chat template to use instead of the model's: a Jinja file, or the name of one of its"
+    )
+    tool_parser: ToolParser = option(
+        "auto", "format in which the model calls tools; auto is what its chat template shows"
+    )
+    reasoning_parser: ReasoningParser = option(
+        "auto", "markers of the model's reasoning; auto is what its chat template shows"
     )
     dtype: DType = option("auto", "type of weights and KV cache; auto keeps the checkpoint's")
     quantization: Quantization = option(
