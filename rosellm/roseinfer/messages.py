@@ -44,6 +44,7 @@ class Add(msgspec.Struct, tag="add"):
         cache_salt: requests share cached prefixes only with equal salts.
         want: new tokens, or one vector of the prompt (then ``n`` is 1 and ``params`` count
             for nothing).
+        prediction: token ids that the answers may turn out to be; drafts are taken from it.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Add(msgspec.Struct, tag="add"):
     deadline: float | None = None
     cache_salt: str = ""
     want: Want = "tokens"
+    prediction: list[int] = []
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -125,7 +127,11 @@ class RowError(msgspec.Struct, omit_defaults=True):
 
 
 class Stats(msgspec.Struct, omit_defaults=True):
-    """State after one step; blocks satisfy free + used + cached == total."""
+    """State after one step; blocks satisfy free + used + cached == total.
+
+    Attributes:
+        drafted, accepted: tokens that were drafted so far, and how many of them were right.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -136,6 +142,8 @@ class Stats(msgspec.Struct, omit_defaults=True):
     steps: int = 0
     preemptions: int = 0
     batched_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Outputs(msgspec.Struct, tag="outputs"):
