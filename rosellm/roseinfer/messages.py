@@ -44,6 +44,7 @@ class Add(msgspec.Struct, tag="add"):
         cache_salt: requests share cached prefixes only with equal salts.
         want: new tokens, or one vector of the prompt (then ``n`` is 1 and ``params`` count
             for nothing).
+        grammar: what every choice must match, see ``text/grammar_source.py``; none if empty.
         prediction: token ids that the answers may turn out to be; drafts are taken from it.
     """
 
@@ -57,6 +58,7 @@ class Add(msgspec.Struct, tag="add"):
     deadline: float | None = None
     cache_salt: str = ""
     want: Want = "tokens"
+    grammar: str = ""
     prediction: list[int] = []
 
 

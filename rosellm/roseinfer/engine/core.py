@@ -119,6 +119,8 @@ class EngineCore:
             return RowError("n must be at least 1 and match what is resumed", status=400, param="n")
         if not 0 <= message.params.seed <= MAX_SEED:
             return RowError(f"seed must be 0 to {MAX_SEED}", status=400, param="seed")
+        if message.grammar:
+            return RowError("this engine knows no grammars yet", status=400)
         if message.want == "pooled" and (message.n > 1 or longest):
             return RowError("a prompt has one vector", status=400, param="n")
         if message.want == "tokens" and not self.facts.generates:
