@@ -12,6 +12,7 @@ from rosellm.roseinfer.speculation.ngram import Lookup
 from rosellm.roseinfer.speculation.prediction import Alignment
 
 _FIRST = 4
+_LEAST = 2
 
 
 class Drafter:
@@ -47,6 +48,5 @@ class Drafter:
     def learn(self, drafted: int, accepted: int) -> None:
         """Draft twice as much after a draft that was right, about as much as was right if not."""
         if drafted:
-            self._length = min(
-                self._most, 2 * self._length if accepted == drafted else accepted + 1
-            )
+            length = 2 * self._length if accepted == drafted else max(_LEAST, accepted + 1)
+            self._length = min(self._most, length)
