@@ -26,6 +26,7 @@ LEVELS = {
     "rosellm.roseinfer.cache.blocks": 1,
     "rosellm.roseinfer.cache.manager": 1,
     "rosellm.roseinfer.demo": 1,
+    "rosellm.roseinfer.grammar": 1,
     "rosellm.roseinfer.hub": 1,
     "rosellm.roseinfer.hub_errors": 1,
     "rosellm.roseinfer.hub_transfer": 1,

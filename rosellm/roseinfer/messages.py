@@ -105,6 +105,8 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
         prompt_logprobs: of the prompt's tokens from the second on, as asked for; in order,
             in chunks, by the first choice only, the last chunk no later than its first token.
         pooled: the prompt's vector, in the only row of a request that wants one.
+        complete: whether "stop" means that the grammar allowed no more: then no stop token was
+            sampled, and the last token is part of the answer.
     """
 
     id: int
@@ -117,6 +119,7 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
     last: bool = False
     prompt_logprobs: list[Logprobs] | None = None
     pooled: Pooled | None = None
+    complete: bool = False
 
 
 class RowError(msgspec.Struct, omit_defaults=True):
@@ -132,6 +135,9 @@ class Stats(msgspec.Struct, omit_defaults=True):
     """State after one step; blocks satisfy free + used + cached == total.
 
     Attributes:
+        waiting: sequences that are not running, those whose grammar is being compiled included.
+        waiting_grammar: how many those are.
+        incomplete: answers that were to match a grammar and ended by their length before they did.
         drafted, accepted: tokens that were drafted so far, and how many of them were right.
     """
 
@@ -144,6 +150,8 @@ class Stats(msgspec.Struct, omit_defaults=True):
     steps: int = 0
     preemptions: int = 0
     batched_tokens: int = 0
+    waiting_grammar: int = 0
+    incomplete: int = 0
     drafted: int = 0
     accepted: int = 0
 

@@ -5,6 +5,9 @@ of them computed, and each step lets computed tokens catch up within a budget.
 The same rule serves prompts, chunks of prompts, prefix hits, decoding,
 speculation and resumption after preemption.
 
+A request with a grammar waits, without holding anything, until ``constrain`` brings the states
+that its choices start from. These change only in ``update``.
+
 A sequence whose known tokens all fit may have drafts behind them, computed in what the step has
 left over: nobody waits, and nobody is preempted, for tokens that may be wrong. The step samples
 after each of them, and a draft that equals its position's own sample has been computed already.
@@ -17,11 +20,13 @@ plan -> ``update`` (or ``discard``, after which the same work is planned again).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rosellm.roseinfer.cache.manager import CacheManager, SequenceKV
-from rosellm.roseinfer.messages import Add, FinishReason, Output, Stats, Want
+from rosellm.roseinfer.grammar.constraint import Constraint, GrammarError
+from rosellm.roseinfer.grammar.masks import Masked
+from rosellm.roseinfer.messages import Add, FinishReason, Output, RowError, Stats, Want
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.speculation.drafter import Drafter
 from rosellm.roseinfer.step import (
@@ -37,10 +42,14 @@ from rosellm.roseinfer.step import (
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One Add and its choices. Followers wait until the first choice's prompt is cached."""
+    """One Add and its choices. Followers wait until the first choice's prompt is cached.
+
+    ``held`` until its grammar is compiled.
+    """
 
     id: int
     unfinished: int
+    held: bool = False
     sequences: list[Sequence] = field(default_factory=list)
     followers: list[Sequence] = field(default_factory=list)
 
@@ -72,6 +81,7 @@ class Sequence:
     in_flight: int = 0
     cached: int | None = None
     finished: bool = False
+    constraint: Constraint | None = None
 
     @property
     def pending(self) -> int:
@@ -156,6 +166,7 @@ class Scheduler:
         self._steps = 0
         self._preemptions = 0
         self._batched_tokens = 0
+        self._incomplete = 0
         self._drafted = 0
         self._accepted = 0
 
@@ -163,7 +174,7 @@ class Scheduler:
 
     def add(self, message: Add) -> None:
         """Queue a request. Choices after the first wait until its prompt is in the cache."""
-        request = Request(message.id, unfinished=message.n)
+        request = Request(message.id, unfinished=message.n, held=bool(message.grammar))
         for choice in range(message.n):
             sequence = self._new_sequence(message, request, choice)
             request.sequences.append(sequence)
@@ -171,16 +182,28 @@ class Scheduler:
         self._requests[message.id] = request
         self._num_waiting += message.n
         request.followers = request.sequences[1:]
+        if not request.held:
+            self._enqueue(request.sequences[0])
+
+    def constrain(self, request_id: int, constraints: Iterable[Constraint]) -> None:
+        """A request's grammar is compiled: queue it, with where each choice begins."""
+        request = self._requests[request_id]
+        for sequence, constraint in zip(request.sequences, constraints, strict=True):
+            sequence.constraint = constraint
+        request.held = False
         self._enqueue(request.sequences[0])
+
+    def fail(self, request_id: int, error: RowError) -> Output:
+        """End a request now, with an error."""
+        self._end(self._requests[request_id])
+        return Output(request_id, finish="error", error=error, last=True)
 
     def abort(self, request_id: int) -> Output | None:
         """End a request now; None if it is not known (any more)."""
         request = self._requests.get(request_id)
         if request is None:
             return None
-        for sequence in request.sequences:
-            if not sequence.finished:
-                self._finish(sequence)
+        self._end(request)
         return Output(request_id, finish="abort", last=True)
 
     @property
@@ -192,7 +215,23 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests)
 
+    @property
+    def runnable(self) -> bool:
+        """Whether something can be planned, or waits for what is planned to come back."""
+        return any(not request.held for request in self._requests.values())
+
     # -- the step ---------------------------------------------------------
+
+    def constrained(self, plan: StepPlan) -> list[Masked]:
+        """The plan's logit rows that a grammar constrains."""
+        found: list[Masked] = []
+        row = 0
+        for work in plan.work:
+            sequence = self._sequences[work.sequence]
+            if sequence.constraint is not None:
+                found += _masked(sequence, sequence.constraint, work, row)
+            row += len(work.logits)
+        return found
 
     def schedule(self) -> StepPlan:
         """Plan the next step within the token budget."""
@@ -252,6 +291,8 @@ class Scheduler:
             steps=self._steps,
             preemptions=self._preemptions,
             batched_tokens=self._batched_tokens,
+            waiting_grammar=sum(r.unfinished for r in self._requests.values() if r.held),
+            incomplete=self._incomplete,
             drafted=self._drafted,
             accepted=self._accepted,
         )
@@ -383,15 +424,13 @@ class Scheduler:
                 left -= len(draft)
 
     def _wish(self, sequence: Sequence, limit: int) -> tuple[int, ...]:
-        """What a sequence would have drafted. Its last token needs no draft after it."""
-        if sequence.drafter is None or not sequence.samples:
+        """What a sequence would have drafted. Its last token needs no draft after it.
+
+        A spare token's score is told for the next position alone, so none is drafted with those.
+        """
+        if sequence.drafter is None or not sequence.samples or self._tells_spares(sequence):
             return ()
         return sequence.drafter.propose(sequence.tokens, min(limit, self._room(sequence) - 1))
-
-    def _room(self, sequence: Sequence) -> int:
-        """Tokens that may still come."""
-        context = self.max_model_len - len(sequence.tokens)
-        return min(sequence.params.max_tokens - sequence.num_output, context)
 
     def _work(self, sequence: Sequence, count: int, drafts: tuple[int, ...]) -> Work:
         start = sequence.num_scheduled
@@ -417,7 +456,17 @@ class Scheduler:
             position=sequence.num_output + len(drafts),
             history=(*sequence.tokens, *drafts) if params.needs_history else (),
             prompt_len=sequence.prompt_len,
+            spare=self._spare(sequence),
         )
+
+    def _spare(self, sequence: Sequence) -> int | None:
+        """A token whose score may be told in the place of the sampled one's."""
+        if sequence.constraint is None or not self._tells_spares(sequence):
+            return None
+        return sequence.constraint.spare(self._room(sequence))
+
+    def _tells_spares(self, sequence: Sequence) -> bool:
+        return sequence.constraint is not None and sequence.params.logprobs is not None
 
     def _scoring(self, sequence: Sequence, start: int, count: int) -> Scoring | None:
         """The chunk's prompt positions that have not been reported yet."""
@@ -438,7 +487,11 @@ class Scheduler:
             pooled=done.vector,
         )
         sequence.num_scored += len(done.scores)
-        accepted = self._append(sequence, work.drafts, done.samples, row)
+        try:
+            accepted = self._append(sequence, work.drafts, done.samples, row)
+        except GrammarError as error:
+            message = f"the answer cannot go on: {error}"
+            return self.fail(sequence.request.id, RowError(message, status=400))
         self._advance(sequence, work.num_known, accepted)
         if not sequence.samples and sequence.num_computed == len(sequence.tokens):
             row.finish = "stop" if sequence.want == "pooled" else "length"
@@ -462,13 +515,17 @@ class Scheduler:
             row.logprobs = []
         accepted = 0
         for index, sample in enumerate(samples):
-            sequence.tokens.append(sample.token)
-            row.tokens.append(sample.token)
-            if row.logprobs is not None and sample.logprobs is not None:
-                row.logprobs.append(sample.logprobs)
-            right = drafts[index : index + 1] == (sample.token,)
+            taken = self._constrained_sample(sequence, sample, row, drafted=index > 0)
+            if taken is None:
+                accepted -= row.finish is None  # the position is sampled once more
+                break
+            sequence.tokens.append(taken.token)
+            row.tokens.append(taken.token)
+            if row.logprobs is not None and taken.logprobs is not None:
+                row.logprobs.append(taken.logprobs)
+            right = drafts[index : index + 1] == (taken.token,)
             accepted += right
-            row.finish = self._finish_reason(sequence, sample.token)
+            row.finish = self._finish_reason(sequence, taken.token, row)
             if row.finish is not None or not right:
                 break
         if sequence.drafter:
@@ -487,11 +544,54 @@ class Scheduler:
         if sequence.num_computed >= sequence.prompt_len:
             self._release_followers(sequence)
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        params = sequence.params
+    def _constrained_sample(
+        self, sequence: Sequence, sample: Sample, row: Output, drafted: bool
+    ) -> Sample | None:
+        """What comes of a sample under the sequence's grammar; None if the answer ends before it.
+
+        After drafts, None as well if the mask had allowed nothing: the next step will tell why.
+
+        Raises:
+            GrammarError: nothing may come, and the answer may not end.
+        """
+        constraint = sequence.constraint
+        if constraint is None:
+            return sample
+        if constraint.stuck:
+            if not constraint.accepts:
+                raise GrammarError("the vocabulary has no token that its grammar allows here")
+            row.finish, row.complete = "stop", True
+            return None
+        if drafted and not constraint.allows(sample.token):
+            return None
+        token = constraint.take(sample.token, self._room(sequence) - 1)
+        if token is None:
+            row.finish = "length"
+            return None
+        return sample if token == sample.token else Sample(token, sample.spare)
+
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that may still come."""
+        context = self.max_model_len - len(sequence.tokens)
+        return min(sequence.params.max_tokens - sequence.num_output, context)
+
+    def _finish_reason(self, sequence: Sequence, token: int, row: Output) -> FinishReason | None:
+        params, constraint = sequence.params, sequence.constraint
         if token in params.stop_token_ids and sequence.num_output > params.min_tokens:
             return "stop"
-        return None if self._room(sequence) > 0 else "length"
+        room = self._room(sequence)
+        if constraint is not None and constraint.ended(room):
+            row.complete = True
+            return "stop"
+        if room > 0:
+            return None
+        self._incomplete += constraint is not None and not constraint.accepts
+        return "length"
+
+    def _end(self, request: Request) -> None:
+        for sequence in request.sequences:
+            if not sequence.finished:
+                self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         """End a sequence. Its blocks go when no submitted plan refers to them any more."""
@@ -508,3 +608,12 @@ class Scheduler:
         if sequence.in_flight == 0:
             self.cache.release(sequence.kv)
             del self._sequences[sequence.number]
+
+
+def _masked(sequence: Sequence, constraint: Constraint, work: Work, row: int) -> Iterator[Masked]:
+    """A sequence's logit rows, of which the first is the step's ``row``-th."""
+    first = work.logits[0].offset + 1 if work.logits else 0
+    for index, logit in enumerate(work.logits):
+        drafts = work.tokens[first : logit.offset + 1]
+        may_stop = logit.position >= sequence.params.min_tokens
+        yield Masked(row + index, constraint, drafts, may_stop)

@@ -23,6 +23,8 @@ class LogitRow(msgspec.Struct, frozen=True):
         history: prompt and output tokens so far, drafts included, when the params look at them,
             else empty.
         prompt_len: how many of ``history`` are prompt.
+        spare: a token that may have to take the sampled one's place, whose log-probability is
+            then wanted as well.
     """
 
     offset: int
@@ -31,6 +33,7 @@ class LogitRow(msgspec.Struct, frozen=True):
     position: int
     history: tuple[int, ...] = ()
     prompt_len: int = 0
+    spare: int | None = None
 
 
 class Scoring(msgspec.Struct, frozen=True):
@@ -90,10 +93,11 @@ class StepPlan(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """The token chosen for one logit row."""
+    """The token chosen for one logit row; ``spare`` is the row's spare token's score."""
 
     token: int
     logprobs: Logprobs | None = None
+    spare: Logprobs | None = None
 
 
 class WorkResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -494,6 +494,16 @@ def test_what_is_known_is_checked_all_the_same_when_others_are_warned_of() -> No
     asyncio.run(test())
 
 
+def test_warnings_are_not_endless() -> None:
+    async def test() -> None:
+        async with serving(scores("x"), unknown_parameters="warn") as server:
+            body = (await server.chat(**{f"foo{number}": 1 for number in range(1000)})).json()
+            assert len(body["warnings"]) == 33
+            assert "968 more" in body["warnings"][-1]
+
+    asyncio.run(test())
+
+
 def test_leaving_fields_out_copies_what_it_changes() -> None:
     body = {"a": [{"b": 1, "c": 2}], "d": 3}
     assert without(body, [("a", 0, "b"), ("d",)]) == {"a": [{"c": 2}]}

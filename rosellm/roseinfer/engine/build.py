@@ -12,10 +12,11 @@ import rosellm
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.cache.storage import KVStorage
-from rosellm.roseinfer.config import CacheConfig, EngineConfig
+from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.engine.load import Source, fill
 from rosellm.roseinfer.errors import ConfigError, ModelError
+from rosellm.roseinfer.grammar.vocabulary import Vocabulary, load_vocabulary
 from rosellm.roseinfer.kernels.table import Ops, choose_ops
 from rosellm.roseinfer.loading.assign import Place
 from rosellm.roseinfer.loading.identity import begin_hashing
@@ -26,6 +27,7 @@ from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import memory, resolve
 from rosellm.roseinfer.runner.model_runner import ModelRunner
+from rosellm.roseinfer.text.load import load_tokenizer
 
 
 def build_engine(
@@ -96,7 +98,12 @@ def build_engine(
         cache=_cache(config.cache, spec, plan),
         step_tokens=step_tokens,
         whole_prompts=not spec.causal,
+        vocabulary=partial(_vocabulary, config.model, spec.vocab_size),
     )
+
+
+def _vocabulary(config: ModelConfig, size: int) -> Vocabulary:
+    return load_vocabulary(load_tokenizer(config.tokenizer or config.model), size)
 
 
 def _cache(config: CacheConfig, spec: ModelSpec, plan: resolve.CachePlan) -> CacheManager:

@@ -56,6 +56,7 @@ class Job:
         skip_special_tokens: whether special tokens give no text.
         format: what its answers hold beside text.
         include_stop: show the stop string, or the stop token's text, that ended the answer.
+        grammar: what the answer must match, see ``Add``.
         prediction: token ids that its answers may turn out to be.
     """
 
@@ -70,6 +71,7 @@ class Job:
     skip_special_tokens: bool = True
     format: AnswerFormat = PLAIN
     include_stop: bool = False
+    grammar: str = ""
     prediction: list[int] = field(default_factory=list)
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
@@ -218,6 +220,7 @@ class Pipeline:
                 priority=job.priority,
                 cache_salt=job.cache_salt,
                 want=job.want,
+                grammar=job.grammar,
                 prediction=job.prediction,
             )
         )
@@ -372,7 +375,8 @@ class _Choice:
         """The row's text, and how many of its tokens it took: none after the answer's end."""
         parts = Parts()
         # The stop token itself is counted, and shown only if asked for, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop" and not self._include_stop)
+        hidden = row.finish == "stop" and not row.complete and not self._include_stop
+        shown = len(row.tokens) - hidden
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
             parts += self._reader.read(token, scores)

@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# At most so much white space between two tokens of JSON: a model cannot fill its answer with it.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# Between two tokens of JSON a space, or a line's end and the next one's indentation: as people and
+# models write it, and a model that has lost its way cannot fill its answer with nothing.
+_WHITESPACE = r"\x20|\x0A[\x20\x09]{0,40}"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
         default=None,
         description="What the answer may turn out to be, such as a file before an edit. The answer"
         " is the same, and comes sooner the more of it was predicted. May stand beside any other"
-        " field. An answer that has to match a grammar or schema does not come sooner for it.",
+        " field; does nothing for an answer that has to match a grammar and tells `logprobs`.",
     )
     echo: bool | None = Field(
         default=None,
