@@ -41,6 +41,7 @@ ReasoningParser = Literal[
     "kimi",
     "harmony",
 ]
+Speculate = Literal["none", "ngram"]
 
 
 def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
@@ -112,6 +113,12 @@ class SchedulerConfig:
     max_queue: int = option(1024, "sequences that may wait; a request beyond them is a 503")
     priority_ageing_s: float = option(
         10.0, "seconds of waiting that are worth one level of priority"
+    )
+    speculate: Speculate = option(
+        "none", "draft tokens and verify several in one step; ngram drafts what repeats"
+    )
+    num_speculative_tokens: int = option(
+        16, "most tokens in one draft, those of a request's `prediction` included; 0 drafts none"
     )
 
 

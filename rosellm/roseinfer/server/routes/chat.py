@@ -75,8 +75,15 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         logprobs=body.answer_logprobs,
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
+        prediction=await _prediction(body, service),
         format=service.prompts.formats.of_answer(service.prompts.end(prompt), use),
     )
+
+
+async def _prediction(body: ChatRequest, service: Service) -> list[int]:
+    if body.prediction is None:
+        return []
+    return await service.prompts.prediction(body.prediction.text, "prediction")
 
 
 def _check_enforced(body: ChatRequest, use: ToolUse) -> None:
