@@ -8,15 +8,18 @@ from functools import partial
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
+from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.chat_choices import ChatChoices
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.generate import Answer, Job
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.rendering import rendering
 from rosellm.roseinfer.server.schemas.chat import ChatRequest
 from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
+from rosellm.roseinfer.server.tools import ToolUse, tool_use
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 
 router = APIRouter(route_class=TolerantRoute)
@@ -50,9 +53,12 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
 
 
 async def _job(body: ChatRequest, service: Service) -> Job:
+    use = tool_use(body)
+    if use is not None:
+        _check_enforced(body, use)
     prompt = await service.prompts.chat(
         body.messages,
-        body.rendering,
+        rendering(body, service.prompts),
         answer=body.least_answer,
         keep=body.truncate_prompt_tokens,
     )
@@ -69,7 +75,25 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         logprobs=body.answer_logprobs,
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
+        prediction=await _prediction(body, service),
+        format=service.prompts.formats.of_answer(service.prompts.end(prompt), use),
     )
+
+
+async def _prediction(body: ChatRequest, service: Service) -> list[int]:
+    if body.prediction is None:
+        return []
+    return await service.prompts.prediction(body.prediction.text, "prediction")
+
+
+def _check_enforced(body: ChatRequest, use: ToolUse) -> None:
+    """Fitting a schema is not promised before it can be kept."""
+    if use.enforced:
+        param = "tool_choice" if use.must else "tools"
+        what = "a call that has to be made" if use.must else "strict"
+        raise RequestError(
+            f"{param}: {what} is not supported yet", param=param, code="unsupported_parameter"
+        )
 
 
 async def _chunks(
