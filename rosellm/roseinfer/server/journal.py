@@ -134,6 +134,7 @@ def build_of(config: EngineConfig, ready: Ready) -> Build:
         config.model,
         model=_absolute(config.model.model),
         tokenizer=config.model.tokenizer and _absolute(config.model.tokenizer),
+        chat_template=None,  # prompts are logged as token ids
         max_model_len=ready.max_model_len,
     )
     return Build(ready.fingerprint, replace(config, model=model))
