@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from rosellm.rosetrainer.config import OptimizerSection
+from rosellm.rosetrainer.muon import Muon
 
 
 def make_optimizer(model: nn.Module, section: OptimizerSection) -> Optimizer:
-    """AdamW (Loshchilov & Hutter, 2019) for everything, or Muon (Jordan, 2024) for the blocks.
+    """AdamW (Loshchilov & Hutter, 2019) for everything, or Muon for the matrices of the blocks.
 
-    Muon's steps have the size of AdamW's (Liu et al., 2025), so that one learning rate serves
-    both. Gains and biases are vectors and do not decay.
+    Gains and biases are vectors and do not decay.
     """
     named = list(model.named_parameters())
     inner = [p for name, p in named if section.name == "muon" and _is_inner(name, p)]
@@ -30,9 +30,7 @@ def make_optimizer(model: nn.Module, section: OptimizerSection) -> Optimizer:
     adamw = AdamW(groups, lr=section.lr, betas=betas, eps=section.eps, fused=True)
     if not inner:
         return adamw
-    decay = section.weight_decay
-    muon = Muon(inner, lr=section.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return Together([adamw, muon])
+    return Together([adamw, Muon(inner, section.lr, section.weight_decay)])
 
 
 def _is_inner(name: str, parameter: Tensor) -> bool:

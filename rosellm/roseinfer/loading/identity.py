@@ -1,39 +1,42 @@
 """What a checkpoint's weights are, as one short text: a hash of its files' bytes.
 
-Neither names of folders nor times count, so that a copy is the same model. Knows no tensors.
+Neither the folder's name nor times count, so that a copy is the same model. Knows no tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from pathlib import Path
-
-_THREADS = min(4, os.cpu_count() or 1)
 
 
 def begin_hashing(model: str) -> Future[str]:
-    """Hash the weights of a folder or a file beside whatever else is done meanwhile."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="identity")
-    begun = pool.submit(weights_hash, model)
-    pool.shutdown(wait=False)
+    """``weights_hash``, beside whatever else is done meanwhile; nobody has to wait for it."""
+    begun: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            begun.set_result(weights_hash(model))
+        except BaseException as error:
+            begun.set_exception(error)
+
+    threading.Thread(target=work, name="identity", daemon=True).start()
     return begun
 
 
 def weights_hash(model: str) -> str:
-    """The hash, of whichever files hold weights.
+    """The hash of a folder's or a file's weights.
 
     Raises:
-        OSError: one of them cannot be read.
+        OSError: one of the files cannot be read.
     """
     source = Path(model).expanduser()
-    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    if not source.is_dir():
+        return file_hash(source)
     whole = hashlib.sha256()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for file, digest in zip(files, pool.map(file_hash, files), strict=True):
-            name = file.name if source.is_dir() else ""
-            whole.update(f"{name} {digest}\n".encode())
+    for file in sorted(source.glob("*.safetensors")):
+        whole.update(f"{file.name} {file_hash(file)}\n".encode())
     return whole.hexdigest()
 
 

@@ -86,6 +86,10 @@ class Journal:
         """Append a line, soon."""
         self._writer.submit(self._append, line)
 
+    def flush(self) -> None:
+        """Wait until all of it is written."""
+        self._writer.submit(lambda: None).result()
+
     def _append(self, line: Line) -> None:
         try:
             rest = memoryview(_encode(line) + b"\n")

@@ -5,7 +5,6 @@ Only routes whose answers have a place for ``warnings`` can answer without them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 
 from rosellm.roseinfer.server.strict_json import Handle, StrictRequest, StrictRoute
 from rosellm.roseinfer.server.validation import Location, known_to, steps, unknown
+
+MOST_WARNINGS = 32  # each chunk of a stream carries them
 
 
 class TolerantRoute(StrictRoute):
@@ -31,7 +32,9 @@ class TolerantRoute(StrictRoute):
 
     def _leave_out(self, found: Sequence[Location], request: StrictRequest, body: Any) -> None:
         known = known_to(self.body_field)
-        told = (str(unknown(place, body, known)) for place in found)
+        told = [str(unknown(place, body, known)) for place in found[:MOST_WARNINGS]]
+        if len(found) > MOST_WARNINGS:
+            told.append(f"and {len(found) - MOST_WARNINGS} more unknown parameters")
         request.state.warnings = (*getattr(request.state, "warnings", ()), *told)
         request.replace_json(without(body, (steps(place, body) for place in found)))
 
@@ -43,16 +46,19 @@ def _unknown(error: RequestValidationError) -> Iterable[Location]:
             yield each["loc"][1:]
 
 
-def without(body: Any, places: Iterable[Location]) -> Any:
-    """A JSON value without some of its fields.
+def without(value: Any, places: Iterable[Sequence[str | int]]) -> Any:
+    """A JSON value without some of its fields; what holds none of them is not copied.
 
     >>> without({"a": [{"b": 1, "c": 2}]}, [("a", 0, "b")])
     {'a': [{'c': 2}]}
     """
-    body = copy.deepcopy(body)
-    for place in places:
-        here = body
-        for step in place[:-1]:
-            here = here[step]
-        del here[place[-1]]
-    return body
+    inside: dict[str | int, list[Sequence[str | int]]] = {}
+    for key, *rest in places:
+        inside.setdefault(key, []).append(rest)
+    kept = value.copy()
+    for key, deeper in inside.items():
+        if all(deeper):
+            kept[key] = without(kept[key], deeper)
+        else:
+            del kept[key]
+    return kept

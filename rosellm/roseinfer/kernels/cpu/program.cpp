@@ -1,5 +1,7 @@
 #include "program.h"
 
+#include <chrono>
+
 #include "pool.h"
 #include "workspace.h"
 
@@ -91,13 +93,21 @@ void run_one(const Kernels& kernels, const Operation& operation, const Step& ste
     }
 }
 
+int64_t now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+}
+
 }  // namespace
 
 void run(const Program& program, const Step& step) {
     const Kernels& best = kernels();
     const Buffers buffers(program, step);
-    for (int64_t at = 0; at < program.count; at++)
+    for (int64_t at = 0; at < program.count; at++) {
+        const int64_t started = step.nanoseconds ? now() : 0;
         run_one(best, program.operations[at], step, buffers);
+        if (step.nanoseconds) step.nanoseconds[at] += now() - started;
+    }
 }
 
 }  // namespace rose

@@ -53,6 +53,7 @@ struct Step {
     const Group* groups;
     const Rope* ropes;
     float* out;  // [count, width of the last buffer]
+    int64_t* nanoseconds;  // [operations], to which the time of each is added; or null
 };
 
 void run(const Program& program, const Step& step);

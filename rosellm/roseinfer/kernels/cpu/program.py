@@ -80,6 +80,7 @@ class CStep(Structure):
         ("groups", c_void_p),
         ("ropes", c_void_p),
         ("out", c_void_p),
+        ("nanoseconds", c_void_p),
     )
 
 
@@ -105,6 +106,8 @@ class Program:
         pairs = dict(ropes)
         self._ropes = self._array(CRope, [self._rope(table) for table in pairs.values()])
         self._numbers = {spec: number for number, spec in enumerate(pairs)}
+        self._listing = listing
+        self._times: Array[c_int64] | None = None
         operations = [self._operation(each, storage) for each in listing.operations]
         made = self._array(COperation, operations)
         widths = self._array(c_int64, listing.widths)
@@ -123,9 +126,25 @@ class Program:
             addressof(kept),
             addressof(self._ropes),
             out.data_ptr(),
+            addressof(self._times) if self._times else None,
         )
         self._run(byref(self._program), byref(c_step))
         return out
+
+    def time_operations(self) -> None:
+        """Measure from now on what each operation takes; for benchmarks."""
+        self._times = (c_int64 * len(self._listing.operations))()
+
+    def times(self) -> dict[str, float]:
+        """Seconds since then, by kind of operation; products by their matrix [N, K]."""
+        found: dict[str, float] = {}
+        for operation, time in zip(self._listing.operations, self._times or (), strict=True):
+            name = operation.op
+            if operation.op == "linear":
+                shape = operation.what.matrix.shape
+                name = f"linear {shape.n} x {shape.k}"
+            found[name] = found.get(name, 0.0) + time / 1e9
+        return found
 
     def _array(self, kind: Any, values: Sequence[Any]) -> Array[Any]:
         made: Array[Any] = (kind * len(values))(*values)

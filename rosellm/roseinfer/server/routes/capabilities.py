@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import cache
+
 from fastapi import APIRouter, Response
 
 from rosellm.roseinfer.server.json_response import json_response
@@ -20,15 +23,21 @@ router = APIRouter()
 @router.get("/v1/capabilities")
 async def capabilities(service: Served) -> Response:
     """The registry of parameters, as the running server has it."""
+    endpoints = await asyncio.to_thread(_endpoints)
     return json_response(
         Capabilities(
             model=service.name,
             max_model_len=service.ready.max_model_len,
             generates=service.ready.generates,
             unknown_parameters=service.unknown_parameters,
-            endpoints={endpoint.path: _endpoint(endpoint) for endpoint in ENDPOINTS},
+            endpoints=endpoints,
         )
     )
+
+
+@cache
+def _endpoints() -> dict[str, EndpointFields]:
+    return {endpoint.path: _endpoint(endpoint) for endpoint in ENDPOINTS}
 
 
 def _endpoint(endpoint: Endpoint) -> EndpointFields:
