@@ -33,6 +33,7 @@ from rosellm.roseinfer.server.schemas.messages import (
     UserMessage,
 )
 from rosellm.roseinfer.server.schemas.nesting import nested
+from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
 from rosellm.roseinfer.server.schemas.tools import (
     Allowed,
@@ -78,6 +79,7 @@ SCHEMA_NAMES: dict[type, str] = {
     FunctionDefinition: "FunctionObject",
     NamedTool: "ChatCompletionNamedToolChoice",
     FunctionName: "ChatCompletionNamedToolChoice.function",
+    Prediction: "PredictionContent",
     AllowedTools: "ChatCompletionAllowedToolsChoice",
     Allowed: "ChatCompletionAllowedTools",
     **{

@@ -25,6 +25,8 @@ class Tally:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
     @classmethod
     def of(cls, jobs: list[Job]) -> Tally:
@@ -34,6 +36,8 @@ class Tally:
         self.completion_tokens += len(delta.ids)
         self.cached_tokens += delta.cached
         self.reasoning_tokens += delta.reasoning_tokens
+        self.accepted_prediction_tokens += delta.accepted
+        self.rejected_prediction_tokens += delta.rejected
 
     def usage(self) -> Usage:
         return Usage(
@@ -41,7 +45,11 @@ class Tally:
             self.completion_tokens,
             self.prompt_tokens + self.completion_tokens,
             PromptTokensDetails(self.cached_tokens),
-            CompletionTokensDetails(self.reasoning_tokens),
+            CompletionTokensDetails(
+                reasoning_tokens=self.reasoning_tokens,
+                accepted_prediction_tokens=self.accepted_prediction_tokens,
+                rejected_prediction_tokens=self.rejected_prediction_tokens,
+            ),
         )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -31,6 +31,7 @@ from rosellm.roseinfer.messages import (
 )
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server.answer_reader import AnswerReader
+from rosellm.roseinfer.speculation.prediction import Alignment
 from rosellm.roseinfer.text.answer_parser import PLAIN, AnswerFormat
 from rosellm.roseinfer.text.parts import Call, Parts
 from rosellm.roseinfer.text.shown_specials import ShownSpecials
@@ -56,6 +57,7 @@ class Job:
         format: what its answers hold beside text.
         include_stop: show the stop string, or the stop token's text, that ended the answer.
         grammar: what the answer must match, see ``Add``.
+        prediction: token ids that its answers may turn out to be.
     """
 
     prompt: list[int]
@@ -70,6 +72,7 @@ class Job:
     format: AnswerFormat = PLAIN
     include_stop: bool = False
     grammar: str = ""
+    prediction: list[int] = field(default_factory=list)
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -105,6 +108,8 @@ class Delta:
         reasoning_tokens: how many tokens have turned out to be reasoning.
         vector: of a request that wants one, see ``Pooled``.
         logprob: of all its ``ids`` together, if log-probabilities are asked for.
+        accepted: tokens of the prediction that are among the ``ids``.
+        rejected: with ``finish``, those that the choice does not have.
     """
 
     index: int
@@ -119,6 +124,8 @@ class Delta:
     calls: tuple[Call, ...] = ()
     reasoning_tokens: int = 0
     logprob: float = 0.0
+    accepted: int = 0
+    rejected: int = 0
 
 
 class Watcher(Protocol):
@@ -214,6 +221,7 @@ class Pipeline:
                 cache_salt=job.cache_salt,
                 want=job.want,
                 grammar=job.grammar,
+                prediction=job.prediction,
             )
         )
         return id
@@ -319,6 +327,7 @@ class _Choice:
         self._index = index
         self._reasoning_tokens = 0
         self._include_stop = job.include_stop
+        self._alignment = Alignment(job.prediction)
         self._reader: AnswerReader[TokenLogprobs] = AnswerReader(
             tokenizer,
             context=job.prompt if job.continues else (),
@@ -331,12 +340,13 @@ class _Choice:
     def feed(self, row: Output, cached: int) -> Delta:
         parts, taken = self._read(row)
         self.finish = self._finish(row)
+        ids = tuple(row.tokens[:taken])
         return Delta(
             self._index,
             parts.content,
             cached,
             self.finish,
-            ids=tuple(row.tokens[:taken]),
+            ids=ids,
             logprobs=tuple(self._reader.notes()),
             prompt=tuple(row.prompt_logprobs or ()),
             vector=None if row.pooled is None else row.pooled.data,
@@ -344,6 +354,8 @@ class _Choice:
             calls=parts.calls,
             reasoning_tokens=self._newly_reasoning(),
             logprob=sum(each.chosen for each in (row.logprobs or ())[:taken]),
+            accepted=self._newly_accepted(ids),
+            rejected=self._alignment.rejected if self.finish else 0,
         )
 
     def _finish(self, row: Output) -> Finish | None:
@@ -353,6 +365,11 @@ class _Choice:
     def _newly_reasoning(self) -> int:
         before, self._reasoning_tokens = self._reasoning_tokens, self._reader.reasoning_tokens
         return self._reasoning_tokens - before
+
+    def _newly_accepted(self, ids: Sequence[int]) -> int:
+        before = self._alignment.accepted
+        self._alignment.follow(ids)
+        return self._alignment.accepted - before
 
     def _read(self, row: Output) -> tuple[Parts, int]:
         """The row's text, and how many of its tokens it took: none after the answer's end."""

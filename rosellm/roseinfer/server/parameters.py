@@ -30,6 +30,7 @@ from rosellm.roseinfer.server.schemas.messages import (
     ToolMessage,
     UserMessage,
 )
+from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
 from rosellm.roseinfer.server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from rosellm.roseinfer.server.schemas.tools import (
@@ -72,6 +73,7 @@ LISTS: dict[type[Body], str] = {
     FunctionName: "name",
     AllowedTools: "allowed_tools type",
     Allowed: "mode tools",
+    Prediction: "content type",
 }
 OPENAI = {schema: frozenset(names.split()) for schema, names in LISTS.items()}
 """The properties of each object in OpenAI's specification."""
@@ -126,9 +128,13 @@ TOOLS: dict[str, type[Body]] = {
     "tool_choice, allowed_tools": AllowedTools,
     "tool_choice.allowed_tools": Allowed,
 }
+PREDICTION: dict[str, type[Body]] = {
+    "prediction": Prediction,
+    "prediction.content[]": TextPart,
+}
 STREAM: dict[str, type[Body]] = {"stream_options": StreamOptions}
 ENDPOINTS = (
-    Endpoint("/v1/chat/completions", ChatRequest, {**MESSAGES, **TOOLS, **STREAM}),
+    Endpoint("/v1/chat/completions", ChatRequest, {**MESSAGES, **TOOLS, **PREDICTION, **STREAM}),
     Endpoint("/v1/completions", CompletionRequest, STREAM),
     Endpoint("/v1/embeddings", EmbeddingRequest),
     Endpoint("/tokenize", TokenizeRequest, MESSAGES),

@@ -167,6 +167,13 @@ class Prompts:
 
         return await off_loop(sum(len(text) for _, text in texts) + len(suffix or ""), all_ids)
 
+    async def prediction(self, text: str, param: str) -> list[int]:
+        """Token ids of what an answer may turn out to be; it need not fit."""
+        self._refuse_hopeless(len(text), param)
+        ids = await off_loop(len(text), lambda: self._encode(text, param, add_special_tokens=False))
+        self._check_ids(ids, param)
+        return ids
+
     async def tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text, however many."""
         return await off_loop(len(text), lambda: self._encode(text, "prompt", add_special_tokens))

@@ -76,6 +76,7 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         logprobs=body.answer_logprobs,
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
+        prediction=await _prediction(body, service),
         format=format,
         grammar=_grammar(use, format, service),
     )
@@ -86,6 +87,12 @@ def _grammar(use: ToolUse | None, format: AnswerFormat, service: Service) -> str
     if use is None or not use.enforced:
         return ""
     return grammar_text(enforced_calls(use, format, service.prompts.tokenizer))
+
+
+async def _prediction(body: ChatRequest, service: Service) -> list[int]:
+    if body.prediction is None:
+        return []
+    return await service.prompts.prediction(body.prediction.text, "prediction")
 
 
 async def _chunks(

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from rosellm.roseinfer.server.schemas.answering import MAX_TOP_LOGPROBS, AnswerFields
 from rosellm.roseinfer.server.schemas.fields import Body, Empty, NoEffect, Rejected
+from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.sampling import INT64
 from rosellm.roseinfer.server.schemas.template import ConversationFields
 from rosellm.roseinfer.server.schemas.tools import ToolFields
@@ -64,6 +65,12 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
         " model is to think (all but `none`). For a model without reasoning only `none` and"
         " `medium` are accepted.",
     )
+    prediction: Prediction | None = Field(
+        default=None,
+        description="What the answer may turn out to be, such as a file before an edit. The answer"
+        " is the same, and comes sooner the more of it was predicted. May stand beside any other"
+        " field; does nothing for an answer that has to match a grammar and tells `logprobs`.",
+    )
     echo: bool | None = Field(
         default=None,
         description="Begin the answer with the last message, the assistant's, that it continues;"
@@ -97,9 +104,6 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
         default=None, description="Answers are text."
     )
     moderation: Rejected[None] = Field(default=None, description="There is no moderation model.")
-    prediction: Rejected[None] = Field(
-        default=None, description="Predicted outputs are not supported yet."
-    )
     prompt_cache_options: Rejected[PromptCacheOptions] = Field(
         default=None, description="Every prefix is cached, without marks of where it ends."
     )

@@ -28,15 +28,19 @@ Content = Annotated[
 ]
 
 
+def text_of(content: str | list[TextPart] | None) -> str:
+    """A content's text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content)
+
+
 class Turn(Body):
     """What all messages have."""
 
     @property
     def text(self) -> str:
-        content = getattr(self, "content", None)
-        if content is None or isinstance(content, str):
-            return content or ""
-        return "".join(part.text for part in content)
+        return text_of(getattr(self, "content", None))
 
     @property
     def named(self) -> str | None:
