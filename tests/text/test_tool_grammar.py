@@ -13,8 +13,10 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from rosellm.roseinfer.text.answer_parser import AnswerFormat
+from rosellm.roseinfer.text.grammar_source import GrammarSource, JsonSchema, grammar_text
 from rosellm.roseinfer.text.parts import Call, Parts
-from rosellm.roseinfer.text.tool_grammar import Callable, tool_grammar
+from rosellm.roseinfer.text.tool_grammar import Callable, form_grammar, tool_grammar
+from rosellm.roseinfer.text.tools import registry
 from tests import bfcl
 
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>")
@@ -216,6 +218,44 @@ def test_any_name_of_a_rule_is_left_to_tools() -> None:
     text = '<tool_call>\n{"name": "a-b.c_9", "arguments": {}}\n</tool_call>'
     assert matcher.try_consume_tokens(list(text.encode())) == len(text)
     assert json.dumps("a-b.c_9") in grammar
+
+
+FORM = JsonSchema({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]})
+
+
+def fits(source: GrammarSource, text: str, special: dict[str, int]) -> bool:
+    matcher = LLMatcher(TOKENIZER, grammar_text(source))
+    assert not matcher.is_error(), matcher.get_error()
+    tokens = ids(text, special)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+def test_a_form_needs_no_more_where_there_is_nothing_else() -> None:
+    assert form_grammar(answer_format("hermes"), FORM, {}) is FORM
+
+
+@pytest.mark.parametrize("with_special", [False, True])
+def test_reasoning_comes_before_a_form(with_special: bool) -> None:
+    for opened in (False, True):
+        format = AnswerFormat("think", opened=opened)
+        special = special_of(format, with_special)
+        source = form_grammar(format, FORM, special)
+        start = "" if opened else "<think>"
+        assert fits(source, start + 'Hm {.\n</think>\n\n{"x": 1}', special)
+        assert fits(source, '{"x": 1}', special) is not opened
+        for wrong in ("", "Hm", "Hm</think>", 'Hm</think>{"x": "1"}', "Hm</think>Hello"):
+            assert not fits(source, start + wrong, special), wrong
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if not registry.load(name).bare])
+def test_a_form_or_calls(name: str) -> None:
+    format = replace(answer_format(name), reasoning="think")
+    source = form_grammar(format, FORM, {}, TOOLS)
+    for prefix in ("", "<think>Hm.</think>\n\n"):
+        for text in ('{"x": 1}', *WRITTEN[name], SEVERAL[name]):
+            assert fits(source, prefix + text, {}), text
+        for text in ("Hello", *WRONG[name]):
+            assert not fits(source, prefix + text, {}), text
 
 
 # -- any tool --------------------------------------------------------------------------------

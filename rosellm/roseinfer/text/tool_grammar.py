@@ -1,7 +1,8 @@
 """The grammar of answers that must call tools, or whose calls must fit a schema.
 
 Where a call has to be made, the answer is reasoning (if the model does that) and calls. Where it
-may be made, text is free until a call's marker begins one. Knows markers and schemas, no request.
+may be made, text is free until a call's marker begins one, or has a form of its own. Knows markers
+and schemas, no request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rosellm.roseinfer.text.answer_parser import AnswerFormat
-from rosellm.roseinfer.text.grammar_source import JsonObject, JsonSchema, Lark, rules, symbol
+from rosellm.roseinfer.text.grammar_source import (
+    GrammarSource,
+    JsonObject,
+    JsonSchema,
+    Lark,
+    rules,
+    symbol,
+)
 from rosellm.roseinfer.text.tools.format import Shape, ToolFormat
 
 _TEXT = r"/(.|\n)*/"
@@ -50,12 +58,38 @@ def tool_grammar(
     assert written is not None, "a format without tools has no calls"
     assert written.shape is not None, "the caller has checked this"
     writer = _Writer(written, written.shape, format.most, special)
-    lines = [*_reasoning(format, writer), *writer.calls(tools)]
+    lines = [*_reasoning(format, special), *writer.calls(tools)]
     lines += writer.must() if must else writer.may()
     return Lark("\n".join(lines) + "\n")
 
 
-def _reasoning(format: AnswerFormat, writer: _Writer) -> Iterator[str]:
+def form_grammar(
+    format: AnswerFormat,
+    form: GrammarSource,
+    special: Mapping[str, int],
+    tools: Sequence[Callable] = (),
+) -> GrammarSource:
+    """The grammar of an answer whose content has a form: behind the reasoning, if there is any.
+
+    Args:
+        tools: those that may be called in place of an answer; their format's shape is known, and
+            has a marker to tell calls from answers.
+    """
+    if format.reasoning_format is None and not tools:
+        return form
+    lines = [*_reasoning(format, special), rules(form, "answer").rstrip("\n")]
+    written = format.tool_format
+    if not tools:
+        lines += [f"TEXT: {_TEXT}", f"SPACE: {_SPACE}", "body: SPACE answer"]
+    else:
+        assert written is not None, "a format without tools has no calls"
+        assert written.shape is not None, "the caller has checked this"
+        writer = _Writer(written, written.shape, format.most, special)
+        lines += [*writer.calls(tools), *writer.must("calls"), "body: SPACE answer | calls"]
+    return Lark("\n".join(lines) + "\n")
+
+
+def _reasoning(format: AnswerFormat, special: Mapping[str, int]) -> Iterator[str]:
     """The rules ``start`` and what leads to ``body``."""
     markers = format.reasoning_format
     if markers is None:
@@ -65,8 +99,18 @@ def _reasoning(format: AnswerFormat, writer: _Writer) -> Iterator[str]:
         yield "start: thoughts body"
     else:
         yield "start: (thinking thoughts)? body"
-        yield from writer.until("thinking", markers.start, "SPACE")
-    yield from writer.until("thoughts", markers.end)
+        yield _until("thinking", markers.start, special, "SPACE")
+    yield _until("thoughts", markers.end, special)
+
+
+def _until(name: str, marker: str, special: Mapping[str, int], before: str = "TEXT") -> str:
+    """A rule for text up to the first ``marker``, which is part of it.
+
+    Lazy, since any text would go on beyond a marker that is text itself.
+    """
+    if marker in special:
+        return f"{name}: {before} {symbol(special[marker])}"
+    return f"{name}[lazy]: {before} {json.dumps(marker)}"
 
 
 class _Writer:
@@ -89,16 +133,6 @@ class _Writer:
             if piece
         )
 
-    def until(self, name: str, marker: str, before: str = "TEXT") -> Iterator[str]:
-        """A rule for text up to the first ``marker``, which is part of it.
-
-        Lazy, since any text would go on beyond a marker that is text itself.
-        """
-        if marker in self._special:
-            yield f"{name}: {before} {symbol(self._special[marker])}"
-        else:
-            yield f"{name}[lazy]: {before} {json.dumps(marker)}"
-
     def calls(self, tools: Sequence[Callable]) -> Iterator[str]:
         """The rule ``call``: name and arguments of one of the tools, and what is round them."""
         yield f"TEXT: {_TEXT}"
@@ -112,10 +146,10 @@ class _Writer:
         after = self.literal(self._shape.after) if self._shape.after else ""
         yield f"call: ({' | '.join(options)}) {after}"
 
-    def must(self) -> Iterator[str]:
+    def must(self, name: str = "body") -> Iterator[str]:
         """Calls and nothing else."""
         shape = self._shape
-        yield f"body: SPACE {self._all(shape.opening + shape.before_name)}"
+        yield f"{name}: SPACE {self._all(shape.opening + shape.before_name)}"
 
     def may(self) -> Iterator[str]:
         """Free text, and calls from where their marker stands."""
@@ -126,7 +160,7 @@ class _Writer:
             yield f"OTHER: /([ \\n\\r\\t]*[^ \\n\\r\\t{bare}](.|\\n)*)?/"
             yield f"body: OTHER | SPACE {self._all(first)}"
             return
-        yield from self.until("begin", start)
+        yield _until("begin", start, self._special)
         rest = first.removeprefix(start)
         if shape.opening:
             yield f"body: TEXT | begin {self._all(rest)}"

@@ -8,7 +8,6 @@ from functools import partial
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
-from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.chat_choices import ChatChoices
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
@@ -19,8 +18,11 @@ from rosellm.roseinfer.server.schemas.chat import ChatRequest
 from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
+from rosellm.roseinfer.server.tool_grammars import enforced_calls
 from rosellm.roseinfer.server.tools import ToolUse, tool_use
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
+from rosellm.roseinfer.text.answer_parser import AnswerFormat
+from rosellm.roseinfer.text.grammar_source import grammar_text
 
 router = APIRouter(route_class=TolerantRoute)
 
@@ -54,8 +56,6 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
 
 async def _job(body: ChatRequest, service: Service) -> Job:
     use = tool_use(body)
-    if use is not None:
-        _check_enforced(body, use)
     prompt = await service.prompts.chat(
         body.messages,
         rendering(body, service.prompts),
@@ -68,6 +68,7 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         default=None,
         param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
     )
+    format = service.prompts.formats.of_answer(service.prompts.end(prompt), use)
     return service.job(
         prompt,
         body,
@@ -76,24 +77,22 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
         prediction=await _prediction(body, service),
-        format=service.prompts.formats.of_answer(service.prompts.end(prompt), use),
+        format=format,
+        grammar=_grammar(use, format, service),
     )
+
+
+def _grammar(use: ToolUse | None, format: AnswerFormat, service: Service) -> str:
+    """What the answer has to match; empty where it is free."""
+    if use is None or not use.enforced:
+        return ""
+    return grammar_text(enforced_calls(use, format, service.prompts.tokenizer))
 
 
 async def _prediction(body: ChatRequest, service: Service) -> list[int]:
     if body.prediction is None:
         return []
     return await service.prompts.prediction(body.prediction.text, "prediction")
-
-
-def _check_enforced(body: ChatRequest, use: ToolUse) -> None:
-    """Fitting a schema is not promised before it can be kept."""
-    if use.enforced:
-        param = "tool_choice" if use.must else "tools"
-        what = "a call that has to be made" if use.must else "strict"
-        raise RequestError(
-            f"{param}: {what} is not supported yet", param=param, code="unsupported_parameter"
-        )
 
 
 async def _chunks(
