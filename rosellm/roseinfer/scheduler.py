@@ -411,6 +411,7 @@ class Scheduler:
         """Put drafts behind known tokens, in whatever tokens, rows and blocks are left over.
 
         A step of drafts has no more rows than one without: each takes logits of a whole vocabulary.
+        A block stays for everyone who runs.
         """
         rows = max(self.max_num_seqs, 1 + self._longest_draft) - len(sketch.known)
         left = min(sketch.budget, rows)
@@ -419,7 +420,7 @@ class Scheduler:
         for index, (sequence, wish) in enumerate(wishes):
             draft = wish[: left // (len(wishes) - index)]
             length = sequence.num_scheduled + sequence.pending + len(draft)
-            if draft and self.cache.grow(sequence.kv, length):
+            if draft and self.cache.grow(sequence.kv, length, len(self._running)):
                 sketch.drafts[sequence] = draft
                 left -= len(draft)
 

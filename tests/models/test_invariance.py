@@ -334,6 +334,11 @@ def test_every_architecture_at_once(
     assert generate(tight, short, params) == subject.alone(short, params)
     assert tight.scheduler.stats().preemptions > 0
 
+    drafting = subject.build(speculate="ngram")
+    predictions = [[*result.tokens[0][:3], 7, *result.tokens[0][4:]] for result in wanted]
+    assert subject.run(drafting, predictions=predictions) == wanted
+    assert drafting.scheduler.stats().accepted >= 10
+
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=slow)])
 def test_with_any_number_of_threads(subject: Subject, threads: int) -> None:

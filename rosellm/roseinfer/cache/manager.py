@@ -117,11 +117,16 @@ class CacheManager:
         kv.published = len(hits[0])
         return kv.published * self.block_size
 
-    def grow(self, kv: SequenceKV, num_tokens: int) -> bool:
-        """Hold enough blocks for ``num_tokens``; False, and nothing done, if there are none."""
+    def grow(self, kv: SequenceKV, num_tokens: int, reserve: int = 0) -> bool:
+        """Hold enough blocks for ``num_tokens``; False, and nothing done, if there are none.
+
+        Args:
+            reserve: blocks of each group that must be left.
+        """
         need = self.blocks_for(num_tokens)
         missing = [need - len(table) for table in kv.tables]
-        if any(n > pool.available for n, pool in zip(missing, self.pools, strict=True)):
+        groups = zip(missing, self.pools, strict=True)
+        if any(n > 0 and n > pool.available - reserve for n, pool in groups):
             return False
         for pool, table, n in zip(self.pools, kv.tables, missing, strict=True):
             if n > 0:
