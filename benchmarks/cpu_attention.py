@@ -27,6 +27,8 @@ from torch import Tensor
 from benchmarks.cpu_kernels import WORKING_SET, Peaks
 from rosellm.bench.machine import describe
 from rosellm.roseinfer.attention.native import NativeAttention
+from rosellm.roseinfer.cache.storage import KVGroup, KVStorage, KVTensor
+from rosellm.roseinfer.kernels import reference
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library, load
 
@@ -42,6 +44,8 @@ CACHES = {
     "int8": torch.int8,
 }
 ENOUGH_S = 0.02
+
+Layer = tuple[KVTensor, KVTensor]
 
 
 @dataclass
@@ -108,10 +112,10 @@ def make(library: Library, cache: str, sequences: int, context: int, tokens: int
     starts, lengths = [context - tokens] * sequences, [tokens] * sequences
     meta = backend.prepare(starts, lengths, [tuple(table) for table in order], sequences * blocks)
     layer = _layer(cache, sequences * context)
-    num_bytes = sum(part.nbytes for part in layer)
+    num_bytes = sum(part.nbytes for part in _parts(layer))
     layers = [layer]
     while len(layers) * num_bytes < WORKING_SET:
-        layers.append(tuple(part.clone() for part in layer))
+        layers.append(_copied(layer))
     seen = sequences * sum(range(context - tokens + 1, context + 1))
     kind = f"decode at {context}" if tokens == 1 else f"prompt of {context}"
     operations = 4 * HEADS * DIM * seen
@@ -119,18 +123,31 @@ def make(library: Library, cache: str, sequences: int, context: int, tokens: int
     return Case(cache, kind, sequences, tokens, num_bytes, operations, run)
 
 
-def _layer(cache: str, slots: int) -> tuple[Tensor, ...]:
-    """Keys and values; of int8, their scales too."""
-    shape = (slots, KV_HEADS, DIM)
-    if cache != "int8":
-        return tuple(torch.randn(shape).to(CACHES[cache]) for _ in range(2))
-    codes = [torch.randint(-127, 128, shape, dtype=torch.int8) for _ in range(2)]
-    return (*codes, *(torch.full(shape[:2], 1 / 60) for _ in range(2)))
+def _layer(cache: str, slots: int) -> Layer:
+    """Keys and values."""
+    group = KVGroup((0,), KV_HEADS, DIM)
+    storage = KVStorage([group], [slots - 1], 1, CACHES[cache], torch.device("cpu"))
+    for part in storage.layer(0):
+        reference.write_kv(part, torch.arange(slots), torch.randn(slots, KV_HEADS, DIM))
+    return storage.layer(0)
+
+
+def _parts(layer: Layer) -> list[Tensor]:
+    every = [part for kept in layer for part in (kept.data, kept.scales)]
+    return [part for part in every if part is not None]
+
+
+def _copied(layer: Layer) -> Layer:
+    keys, values = (
+        KVTensor(kept.data.clone(), None if kept.scales is None else kept.scales.clone())
+        for kept in layer
+    )
+    return keys, values
 
 
 def _taking_turns(
     library: Library,
-    layers: list[tuple[Tensor, ...]],
+    layers: list[Layer],
     sequences: structs.Sequences,
     rows: int,
     keep: object,
@@ -138,10 +155,7 @@ def _taking_turns(
     q, out = torch.randn(rows, HEADS * DIM), torch.empty(rows, HEADS * DIM)
     parts = (structs.Activations.of(part) for part in (q, out))
     call = structs.Attention(*parts, HEADS, DIM**-0.5, 0.0)
-    caches = [
-        structs.KvCache.of(keys, values, tuple(scales) or None)  # type: ignore[arg-type]
-        for keys, values, *scales in layers
-    ]
+    caches = [structs.KvCache.of(*layer) for layer in layers]
     turn, kept = 0, (q, out, layers, keep)
 
     def run() -> None:

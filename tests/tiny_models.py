@@ -32,7 +32,7 @@ from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.runner.inputs import build_inputs
 from rosellm.roseinfer.runner.model_runner import ModelRunner
-from rosellm.roseinfer.runner.resolve import resolve_device, resolve_dtype
+from rosellm.roseinfer.runner.resolve import resolve_device, resolve_dtype, resolve_kv_dtype
 from rosellm.roseinfer.step import StepPlan, Work
 
 LLAMA: dict[str, Any] = {
@@ -295,8 +295,10 @@ def build(model: Path, *, num_blocks: int | None = None, **settings: Any) -> Eng
     """An engine over a checkpoint; ``num_blocks`` makes its KV pool that small."""
     config = engine_config(model, **settings)
     if num_blocks is not None:
+        spec = read_spec(model)
         _, dtype = _resolved(config)
-        token_bytes = sum(group.bytes_per_token(dtype) for group in read_spec(model).kv_groups)
+        kept, _ = resolve_kv_dtype(config.cache, spec, dtype)
+        token_bytes = sum(group.bytes_per_token(kept) for group in spec.kv_groups)
         block_bytes = token_bytes * config.cache.block_size
         # One more for the null block, and a little for rounding.
         budget = (num_blocks + 1.25) * block_bytes / (1 << 30)
@@ -350,6 +352,7 @@ def generate(
     *,
     n: int | Sequence[int] = 1,
     generated: Sequence[Sequence[Sequence[int]]] | None = None,
+    predictions: Sequence[Sequence[int]] | None = None,
     arrivals: Sequence[int] | None = None,
     check: bool = True,
     **fields: Any,
@@ -360,6 +363,7 @@ def generate(
         params, n: one for all prompts, or one for each.
         generated: for resumption, per prompt, the tokens that each choice already has; the
             result holds only new ones.
+        predictions: per prompt, what its answers may turn out to be.
         arrivals: step before which each request is added; default: all before the first.
         check: whether the bookkeeping is checked after every step.
         fields: of every ``Add``, such as tenant or priority.
@@ -374,6 +378,7 @@ def generate(
             every[i],
             n=choices[i],
             generated=[list(g) for g in generated[i]] if generated else [],
+            prediction=list(predictions[i]) if predictions else [],
             **fields,
         )
         for i, prompt in enumerate(prompts)

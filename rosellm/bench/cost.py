@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rosellm.bench.ceilings import Ceilings
-from rosellm.roseinfer.config import ModelConfig
+from rosellm.roseinfer.config import CacheConfig, ModelConfig
 
 if TYPE_CHECKING:
     from rosellm.roseinfer.quant.formats import Format
@@ -54,11 +54,17 @@ class Cost:
         return ceilings.flop_s / (2 * self.parameters + context * self.attention_flops)
 
 
-def model_cost(model: str, dtype: str, quantized: ModelConfig | None = None) -> Cost:
+def model_cost(
+    model: str,
+    dtype: str,
+    quantized: ModelConfig | None = None,
+    cache: CacheConfig | None = None,
+) -> Cost:
     """Read a model's shape; its weights are not loaded.
 
     Args:
         quantized: how its weights are held, by kernels that keep them in their few bits.
+        cache: how keys and values are; default: in that type.
     """
     import torch
 
@@ -66,7 +72,7 @@ def model_cost(model: str, dtype: str, quantized: ModelConfig | None = None) -> 
     from rosellm.roseinfer.loading.open import open_checkpoint
     from rosellm.roseinfer.models.registry import find_architecture
     from rosellm.roseinfer.quant.formats import Recipe
-    from rosellm.roseinfer.runner.resolve import resolve_quantization
+    from rosellm.roseinfer.runner.resolve import resolve_kv_dtype, resolve_quantization
 
     kind: torch.dtype = getattr(torch, dtype)
     checkpoint = open_checkpoint(model)
@@ -88,10 +94,11 @@ def model_cost(model: str, dtype: str, quantized: ModelConfig | None = None) -> 
     every = sum(sizes.values())
     experts = sum(size for name, size in sizes.items() if EXPERTS in name)
     share = spec.experts.active / spec.experts.count if spec.experts else 1.0
+    kv_dtype, _ = resolve_kv_dtype(cache or CacheConfig(), spec, kind)
     return Cost(
         parameters=every - experts + round(experts * share),
         weight_bytes=sum(num_bytes.values()),
-        kv_bytes=sum(group.bytes_per_token(kind) for group in spec.kv_groups),
+        kv_bytes=sum(group.bytes_per_token(kv_dtype) for group in spec.kv_groups),
         attention_flops=4 * spec.num_layers * spec.heads * spec.head_dim,
         expert_bytes=sum(size for name, size in num_bytes.items() if EXPERTS in name),
         active_share=share,

@@ -158,7 +158,7 @@ def _decoding(config: EngineConfig, core: EngineCore, load: Load, steps: Steps) 
     seconds = steps.decoding(sequences)
     context = load.input_tokens.middle + load.output_tokens.middle / 2
     quantized = config.model if _keeps_quantized(core.facts) else None
-    bounds = cost.model_cost(config.model.model, core.facts.dtype, quantized)
+    bounds = cost.model_cost(config.model.model, core.facts.dtype, quantized, config.cache)
     found = ceilings.measure(core.facts.device, core.facts.dtype)
     return {
         "decode_sequences": sequences,

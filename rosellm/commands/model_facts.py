@@ -189,9 +189,10 @@ def _memory_facts(config: EngineConfig, model: Model, found: Found, quantized: b
     try:
         if needed > free:
             raise ModelError("no: the weights alone need more memory than is free")
+        kv_dtype, _ = resolve.resolve_kv_dtype(config.cache, model.spec, dtype)
         steps, _ = resolve.resolve_step_tokens(config.scheduler, model.spec, device)
         plan = resolve.resolve_cache(
-            _unlimited(config), model.spec, dtype, device, steps, free - needed
+            _unlimited(config), model.spec, kv_dtype, device, steps, free - needed
         )
     except (ConfigError, ModelError) as error:
         yield "fits", str(error)

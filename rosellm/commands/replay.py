@@ -126,8 +126,9 @@ def _load(build: Build, given: Mapping[str, Any]) -> LLM:
     """The engine as it was, but for what the command line says."""
     from rosellm.roseinfer.llm import LLM
 
-    engine = build.engine
-    logged = {**asdict(engine.model), **asdict(engine.cache), **asdict(engine.scheduler)}
+    logged: dict[str, Any] = {}
+    for part in asdict(build.engine).values():
+        logged |= part
     return LLM(**{**logged, **local.given(given)})
 
 

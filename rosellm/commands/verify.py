@@ -36,6 +36,7 @@ been quantised already, name the one it was made from with --reference.
 examples:
   rosellm verify
   rosellm verify path/to/my-llama --quantization int4
+  rosellm verify path/to/my-llama --kv-cache-dtype int8
   rosellm verify my-llama-int4 --reference my-llama --text novel.txt --json
 """
 
@@ -147,7 +148,8 @@ def _about(ready: Ready) -> str:
     """What an engine runs."""
     said = {each.name: each.value for each in ready.decisions}
     held = f", weights in {said['weights']}" if "weights" in said else ""
-    return f"{ready.dtype} on {ready.device}, {said['kernels']} kernels{held}"
+    kept = f", keys and values in {said['KV dtype']}" if "KV dtype" in said else ""
+    return f"{ready.dtype} on {ready.device}, {said['kernels']} kernels{held}{kept}"
 
 
 def _json(args: argparse.Namespace, asked: ModelConfig, found: Verified) -> str:

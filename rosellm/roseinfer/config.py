@@ -17,6 +17,31 @@ Kernels = Literal["auto", "reference"]
 Quantization = Literal["none", "int8", "int4"]
 UnknownParameters = Literal["reject", "warn"]
 HeadQuantization = Literal["auto", "none", "int8", "int4"]
+KVCacheDType = Literal["auto", "int8"]
+ToolParser = Literal[
+    "auto",
+    "none",
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "mistral_args",
+    "pythonic",
+    "deepseek",
+    "harmony",
+]
+ReasoningParser = Literal[
+    "auto",
+    "none",
+    "think",
+    "deepseek_r1",
+    "mistral",
+    "granite",
+    "command",
+    "seed_oss",
+    "kimi",
+    "harmony",
+]
+Speculate = Literal["none", "ngram"]
 
 
 def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
@@ -38,6 +63,12 @@ class ModelConfig:
     )
     chat_template: str | None = option(
         None, "chat template to use instead of the model's: a Jinja file, or the name of one of its"
+    )
+    tool_parser: ToolParser = option(
+        "auto", "format in which the model calls tools; auto is what its chat template shows"
+    )
+    reasoning_parser: ReasoningParser = option(
+        "auto", "markers of the model's reasoning; auto is what its chat template shows"
     )
     dtype: DType = option("auto", "type of weights and KV cache; auto keeps the checkpoint's")
     quantization: Quantization = option(
@@ -65,6 +96,9 @@ class CacheConfig:
     kv_cache_gb: float | None = option(
         None, "memory for the KV cache, in GiB; default: sized from free memory"
     )
+    kv_cache_dtype: KVCacheDType = option(
+        "auto", "hold keys and values in 8 bits, a scale for each head of a token; auto is `dtype`"
+    )
     prefix_cache: bool = option(True, "reuse the KV blocks of equal prompt prefixes")
 
 
@@ -79,6 +113,12 @@ class SchedulerConfig:
     max_queue: int = option(1024, "sequences that may wait; a request beyond them is a 503")
     priority_ageing_s: float = option(
         10.0, "seconds of waiting that are worth one level of priority"
+    )
+    speculate: Speculate = option(
+        "none", "draft tokens and verify several in one step; ngram drafts what repeats"
+    )
+    num_speculative_tokens: int = option(
+        16, "most tokens in one draft, those of a request's `prediction` included; 0 drafts none"
     )
 
 

@@ -45,6 +45,7 @@ class Add(msgspec.Struct, tag="add"):
         want: new tokens, or one vector of the prompt (then ``n`` is 1 and ``params`` count
             for nothing).
         grammar: what every choice must match, see ``text/grammar_source.py``; none if empty.
+        prediction: token ids that the answers may turn out to be; drafts are taken from it.
     """
 
     id: int
@@ -58,6 +59,7 @@ class Add(msgspec.Struct, tag="add"):
     cache_salt: str = ""
     want: Want = "tokens"
     grammar: str = ""
+    prediction: list[int] = []
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -136,6 +138,7 @@ class Stats(msgspec.Struct, omit_defaults=True):
         waiting: sequences that are not running, those whose grammar is being compiled included.
         waiting_grammar: how many those are.
         incomplete: answers that were to match a grammar and ended by their length before they did.
+        drafted, accepted: tokens that were drafted so far, and how many of them were right.
     """
 
     running: int = 0
@@ -149,6 +152,8 @@ class Stats(msgspec.Struct, omit_defaults=True):
     batched_tokens: int = 0
     waiting_grammar: int = 0
     incomplete: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Outputs(msgspec.Struct, tag="outputs"):

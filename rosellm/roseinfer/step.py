@@ -20,7 +20,8 @@ class LogitRow(msgspec.Struct, frozen=True):
     Attributes:
         offset: index into the work item's tokens.
         position: index of the sampled token among the choice's output tokens.
-        history: prompt and output tokens so far, when the params look at them, else empty.
+        history: prompt and output tokens so far, drafts included, when the params look at them,
+            else empty.
         prompt_len: how many of ``history`` are prompt.
         spare: a token that may have to take the sampled one's place, whose log-probability is
             then wanted as well.
@@ -55,7 +56,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         sequence: unique number of the sequence, never reused.
         start: position of the first token; everything before it is in the cache.
-        tokens: token ids at positions start, start + 1, ...
+        tokens: token ids at positions start, start + 1, ...; the last ones may be drafts.
         tables: block table per KV group, covering all positions up to the last one here.
         logits: positions to sample, in order of offset.
         scoring: prompt positions to score.
@@ -69,6 +70,16 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     logits: tuple[LogitRow, ...] = ()
     scoring: Scoring | None = None
     pool: bool = False
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """Tokens that the sequence does not have (yet): a row stands before each, and one after."""
+        return self.tokens[len(self.tokens) + 1 - len(self.logits) :] if self.logits else ()
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that it has."""
+        return len(self.tokens) - len(self.drafts)
 
 
 class StepPlan(msgspec.Struct, frozen=True):

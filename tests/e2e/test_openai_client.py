@@ -148,3 +148,58 @@ def test_disconnecting_from_a_plain_request_aborts_it(server: Server) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.3)
     server.wait_until_idle(timeout=2.0)
+
+
+def test_fields_beyond_openais(server: Server) -> None:
+    arguments: Any = {
+        "model": server.model,
+        "messages": [*MESSAGES, {"role": "assistant", "content": "It is"}],
+        "max_tokens": 8,
+        "seed": 3,
+        "extra_body": {
+            "continue_final_message": True,
+            "echo": True,
+            "return_token_ids": True,
+            "request_id": "of-mine",
+        },
+    }
+    answer = server.openai.chat.completions.create(**arguments)
+    [choice] = answer.choices
+    assert answer.id == "chatcmpl-of-mine"
+    assert (choice.message.content or "").startswith("It is")
+    assert choice.model_extra is not None
+    assert answer.usage is not None
+    assert len(choice.model_extra["token_ids"]) == answer.usage.completion_tokens
+    streamed = server.openai.chat.completions.create(**arguments, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in streamed]
+    assert "".join(pieces) == choice.message.content
+
+    body: Any = {"model": server.model, "messages": arguments["messages"], "echo": True}
+    body["continue_final_message"] = True
+    rendered = httpx.post(f"{server.url}/v1/chat/completions/render", json=body).json()
+    assert answer.model_extra is not None
+    assert rendered["prompt_token_ids"] == answer.model_extra["prompt_token_ids"]
+
+
+def test_the_best_of_several(server: Server) -> None:
+    ask = server.openai.completions.create
+    answer = ask(
+        model=server.model, prompt="Import", n=2, best_of=5, seed=3, max_tokens=8, logprobs=0
+    )
+    means = []
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs
+        means.append(sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs))
+    assert means == sorted(means, reverse=True)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 2 * 8
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(model=server.model, prompt="x", suffix="y")
+    assert caught.value.param == "suffix"
+
+
+def test_what_the_server_can(server: Server) -> None:
+    told = httpx.get(f"{server.url}/v1/capabilities").json()
+    chat = told["endpoints"]["/v1/chat/completions"]["parameters"]
+    assert {each["outcome"] for each in chat.values()} == {"applied", "rejected", "no effect"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 
@@ -102,3 +104,19 @@ def test_looking_up_a_long_prompt_again_is_cheap() -> None:
         manager.match(kv, tokens)
         times.append(time.perf_counter() - begun)
     assert min(times) < 0.005
+
+
+def test_blocks_of_another_type_have_other_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The type of keys and values is part of a block's hash, as tenant and salt are."""
+    monkeypatch.setattr("os.urandom", bytes)  # one root for all
+
+    def hashes(keys: list[str], *own: str) -> list[bytes]:
+        manager = CacheManager([BlockPool(4)], 2, prefix_cache=True, keys=keys)
+        kv = manager.new_sequence(*own)
+        manager.grow(kv, 4)
+        manager.publish(kv, [1, 2, 3, 4], 4)
+        return kv.hashes
+
+    assert hashes(["int8"]) == hashes(["int8"])
+    different = [hashes(["int8"]), hashes(["float32"]), hashes([]), hashes(["int8"], "tenant")]
+    assert len({tuple(each) for each in different}) == 4

@@ -186,12 +186,12 @@ def test_a_bad_grammar_is_one_requests_error(core: EngineCore, tokenizer: Tokeni
 
 def test_one_that_waits_for_its_grammar_holds_nothing_and_can_be_aborted(core: EngineCore) -> None:
     large = JsonSchema({"enum": [f"value-{number}" for number in range(3000)]})
-    core.add(add(1, large, n=2))
+    core.add(add(77, large, n=2))
     stats = core.scheduler.stats()
     assert (stats.waiting, stats.waiting_grammar, stats.blocks_used) == (2, 2, 0)
-    core.control(Abort([1]))
+    core.control(Abort([77]))
     rows = core.step().rows
-    assert [(row.id, row.finish, row.last) for row in rows] == [(1, "abort", True)]
+    assert [(row.id, row.finish, row.last) for row in rows] == [(77, "abort", True)]
     assert not core.has_work
     core.scheduler.check()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.attention.reference import ReferenceAttention
-from rosellm.roseinfer.cache.storage import KVGroup, KVStorage
+from rosellm.roseinfer.cache.storage import KVGroup, KVStorage, KVTensor
 from rosellm.roseinfer.kernels import reference
 
 CPU = torch.device("cpu")
@@ -30,6 +30,7 @@ class Sequences:
 
     Args:
         dtype: of everything.
+        kv_dtype: of the cache, if another.
         backend: makes what attends, for a block size.
         softcap, causal: see ``AttentionBackend``.
     """
@@ -45,6 +46,7 @@ class Sequences:
         *,
         softcap: float | None = None,
         causal: bool = True,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         num_heads, kv_heads, dim = heads
         generator = torch.Generator().manual_seed(sum(heads) + block_size)
@@ -55,7 +57,7 @@ class Sequences:
         self.scale = dim**-0.5
         self.lengths = lengths
         group = KVGroup((0,), kv_heads, dim, window)
-        self.storage = KVStorage([group], [num_blocks], block_size, dtype, CPU)
+        self.storage = KVStorage([group], [num_blocks], block_size, kv_dtype or dtype, CPU)
         self.backend = backend(block_size)
         free = torch.randperm(num_blocks, generator=generator).tolist()
         self.tables = [[free.pop() for _ in range(count)] for count in blocks]
@@ -110,14 +112,25 @@ class Sequences:
         return list(out.split([count for _, _, count in parts]))
 
     def dense(self, sequence: int) -> Tensor:
-        """The whole sequence in fp64: [length, heads, D]."""
-        q, k, v = (part[sequence].double().transpose(0, 1) for part in (self.q, self.k, self.v))
+        """The whole sequence in fp64, of keys and values as they are stored: [length, heads, D]."""
+        q = self.q[sequence].double().transpose(0, 1)
+        k, v = (self._stored(part, sequence) for part in self.storage.layer(0))
         group = len(q) // len(k)
         scores = q @ k.repeat_interleave(group, 0).transpose(1, 2) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         scores.masked_fill_(~self._seen(self.lengths[sequence]), -torch.inf)
         return (scores.softmax(-1) @ v.repeat_interleave(group, 0)).transpose(0, 1)
+
+    def _stored(self, cache: KVTensor, sequence: int) -> Tensor:
+        """[kv heads, length, D] in fp64."""
+        positions = torch.arange(self.lengths[sequence])
+        blocks = torch.tensor(self.tables[sequence])[positions // self.block_size]
+        slots = blocks * self.block_size + positions % self.block_size
+        stored = cache.data[slots].double()
+        if cache.scales is not None:
+            stored *= cache.scales[slots][..., None].double()
+        return stored.transpose(0, 1)
 
     def _seen(self, length: int) -> Tensor:
         """[length, length]: whether a token (row) sees another."""

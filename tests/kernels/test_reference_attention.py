@@ -51,6 +51,16 @@ def test_half_precision_rounds_only_its_result(
         torch.testing.assert_close(found.double(), wanted, rtol=step, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_an_int8_cache(heads: tuple[int, int, int], window: int | None) -> None:
+    sequences = Sequences(heads, 4, torch.float32, window, LENGTHS, kv_dtype=torch.int8)
+    for sequence, found in enumerate(sequences.attend(sequences.whole())):
+        wanted = sequences.dense(sequence)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert_same_however_it_is_split(sequences, rounds=2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("heads", HEADS, ids=str)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.cache.storage import KVGroup, KVStorage
 from rosellm.roseinfer.kernels import reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -208,3 +209,51 @@ def test_rope_turns_pairs(dim: int, rotated: int, dtype: torch.dtype) -> None:
     for row in range(ROWS):
         alone = reference.rope(x[row : row + 1], cos[row : row + 1], sin[row : row + 1])
         assert torch.equal(alone[0], found[row])
+
+
+def test_int8_codes_are_as_near_as_they_can_be() -> None:
+    """Within half a step of what each head's largest number allows; zeros stay zeros."""
+    x = random(ROWS, 3, 31) * torch.logspace(-12, 12, ROWS)[:, None, None]
+    x[2, 1] = 0.0
+    codes, scales = reference.kv_codes(x)
+    assert (codes.dtype, scales.dtype) == (torch.int8, torch.float32)
+    torch.testing.assert_close(scales, x.abs().amax(-1) / 127)
+    error = (codes.double() * scales[..., None].double() - x.double()).abs()
+    assert (error <= 0.5001 * scales[..., None]).all()
+    assert (codes[2, 1] == 0).all()
+    assert_rows_alone(lambda rows: reference.kv_codes(rows)[0], x)
+
+
+def test_int8_codes_at_the_edges() -> None:
+    x = torch.tensor([[0.0, 0.0], [1e-42, -1e-42], [3e38, -3e38], [127.0, 0.5], [127.0, 1.5]])
+    codes, scales = reference.kv_codes(x)
+    assert codes.tolist() == [[0, 0], [0, 0], [127, -127], [127, 0], [127, 2]]
+    assert scales.isfinite().all()
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        codes, scales = reference.kv_codes(torch.tensor([[1.0, bad], [1.0, 2.0]]))
+        assert (codes * scales[:, None]).isnan().tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_the_cache_gives_back_what_was_written(dtype: torch.dtype) -> None:
+    storage = KVStorage([KVGroup((0,), 3, 10)], [40], 1, dtype, torch.device("cpu"))
+    cache, _ = storage.layer(0)
+    x, slots = random(ROWS, 3, 10), torch.randperm(40)[:ROWS]
+    reference.write_kv(cache, slots, x)
+    rows = slots[:, None] * 3 + torch.arange(3)
+    found = reference.read_kv(cache, rows.flatten()).view_as(x)
+    step = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.int8: 0.5001 / 127}[dtype]
+    assert ((found - x).abs() <= step * x.abs().amax(-1, keepdim=True)).all()
+    others = torch.ones(41, dtype=torch.bool)
+    others[slots] = False
+    assert (cache.data[others] == 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 40), (torch.int8, 14)], ids=str)
+def test_a_tokens_bytes_are_those_that_are_taken(dtype: torch.dtype, size: int) -> None:
+    group = KVGroup((0, 1), 3, 10)
+    assert group.bytes_per_token(dtype) == 2 * 2 * 3 * size
+    storage = KVStorage([group], [7], 4, dtype, torch.device("cpu"))
+    tensors = [kept for layer in (0, 1) for kept in storage.layer(layer)]
+    parts = [part for kept in tensors for part in (kept.data, kept.scales) if part is not None]
+    assert sum(part.nbytes for part in parts) == 8 * 4 * group.bytes_per_token(dtype)

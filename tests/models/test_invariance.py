@@ -52,9 +52,19 @@ GPT2_WIDE = {"n_embd": 384, "n_head": 6, "n_layer": 3, "vocab_size": 2011}
 ARCHITECTURES = [kind for kind in BASES if kind not in ("llama", "gemma3 with images")]
 
 slow = pytest.mark.slow
+INT8_KV = (("kv_cache_dtype", "int8"),)
+REFERENCE = (("kernels", "reference"),)
+
+Options = tuple[tuple[str, str], ...]
+
+
+def _name(*parts: str, options: Options = ()) -> str:
+    return "-".join([*parts, *(value for _, value in options)])
+
+
 MODELS = [
-    pytest.param((kind, dtype), marks=marks, id=f"{kind}-{dtype}")
-    for kind, dtype, marks in [
+    pytest.param((kind, dtype, *rest), marks=marks, id=_name(kind, dtype, options=sum(rest, ())))
+    for kind, dtype, marks, *rest in [
         ("llama-odd", "float32", ()),
         ("llama-odd", "bfloat16", ()),
         ("llama-odd", "float16", slow),
@@ -67,7 +77,14 @@ MODELS = [
         ("gpt2-wide", "bfloat16", slow),
         ("stories", "float32", ()),
         ("stories", "bfloat16", slow),
+        ("llama-odd", "bfloat16", (), INT8_KV),
+        ("gpt2-odd", "float32", slow, INT8_KV),
+        ("llama-wide", "bfloat16", slow, INT8_KV),
+        ("llama-odd", "float32", (), REFERENCE),
+        ("gpt2-odd", "bfloat16", slow, REFERENCE),
+        ("llama-odd", "bfloat16", slow, INT8_KV + REFERENCE),
         *((kind, dtype, slow) for kind in ARCHITECTURES for dtype in ("float32", "bfloat16")),
+        *((kind, "bfloat16", slow, INT8_KV) for kind in ARCHITECTURES),
     ]
 ]
 
@@ -94,11 +111,12 @@ class Subject:
 
     folder: Path
     dtype: str
+    options: Options = ()
 
     def build(self, *, block_size: int = 16, **settings: Any) -> EngineCore:
         """An engine whose pool, unless told otherwise, holds 4096 tokens: room for all."""
         pool = {"block_size": block_size, "num_blocks": 4096 // block_size}
-        return build(self.folder, dtype=self.dtype, **{**pool, **settings})
+        return build(self.folder, dtype=self.dtype, **{**pool, **dict(self.options), **settings})
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -153,7 +171,7 @@ def _bare_engine(subject: Subject) -> EngineCore:
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
-    kind, dtype = request.param
+    kind, dtype, *options = request.param
     if kind == "stories":
         folder = request.getfixturevalue("shared_data") / "stories260K" / "hf"
     elif kind in BASES:
@@ -164,7 +182,7 @@ def subject(
                  "gpt2-wide": GPT2_WIDE}[kind]  # fmt: skip
         wide = kind.endswith("wide")
         folder = write(tmp_path_factory.mktemp(kind), std=0.08 if wide else 0.2, **sizes)
-    yield Subject(folder, dtype)
+    yield Subject(folder, dtype, *options)
     _alone.cache_clear()
     _bare_engine.cache_clear()
 
@@ -284,11 +302,24 @@ def test_all_at_once(subject: Subject) -> None:
     assert core.scheduler.stats().preemptions > 0 or not subject.grows
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("float32", ()),
+        ("bfloat16", ()),
+        ("bfloat16", INT8_KV),
+        pytest.param("float32", INT8_KV, marks=slow),
+        pytest.param("bfloat16", REFERENCE, marks=slow),
+        pytest.param("bfloat16", INT8_KV + REFERENCE, marks=slow),
+    ],
+    ids=lambda part: part if isinstance(part, str) else _name(options=part),
+)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_every_architecture_at_once(kind: str, dtype: str, tmp_path: Path) -> None:
+def test_every_architecture_at_once(
+    kind: str, dtype: str, options: Options, tmp_path: Path
+) -> None:
     """As above, briefly: all the tests here run over every architecture in the full run."""
-    subject = Subject(write_model(tmp_path, BASES[kind]), dtype)
+    subject = Subject(write_model(tmp_path, BASES[kind]), dtype, options)
     prompts = subject.prompts(5)
     wanted = subject.alone(prompts)
     roomy = subject.build()
@@ -302,6 +333,11 @@ def test_every_architecture_at_once(kind: str, dtype: str, tmp_path: Path) -> No
     tight = subject.build(block_size=2, num_blocks=36, max_model_len=40, max_num_batched_tokens=16)
     assert generate(tight, short, params) == subject.alone(short, params)
     assert tight.scheduler.stats().preemptions > 0
+
+    drafting = subject.build(speculate="ngram")
+    predictions = [[*result.tokens[0][:3], 7, *result.tokens[0][4:]] for result in wanted]
+    assert subject.run(drafting, predictions=predictions) == wanted
+    assert drafting.scheduler.stats().accepted >= 10
 
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=slow)])

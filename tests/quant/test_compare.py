@@ -78,6 +78,19 @@ def test_fewer_bits_are_further_off(model):
     assert 0 < 20 * eight < four < less
 
 
+def test_a_cache_in_int8_is_measured(model, capsys):
+    settings = {"kernels": "reference", "dtype": "float32"}
+    plain = engine_config(model, **settings)
+    config = engine_config(model, kv_cache_dtype="int8", **settings)
+    assert reference_of(config) == reference_of(plain)
+    assert compare(plain, plain, Passage(IDS, bos=None)).comparison.kl_mean == 0
+    verified = compare(config, reference_of(config), Passage(IDS, bos=None))
+    assert 0 < verified.comparison.kl_mean < 0.01
+    wanted = "float32 on cpu, reference kernels"
+    assert verify._about(verified.reference) == wanted
+    assert verify._about(verified.build) == f"{wanted}, keys and values in int8"
+
+
 def test_what_cannot_be_compared(model, tmp_path):
     config = engine_config(model)
     with pytest.raises(ConfigError, match="fewer than two tokens"):

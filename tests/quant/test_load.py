@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from rosellm.roseinfer.engine import load
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.engine.write import forgetful_ops, write_folder
 from rosellm.roseinfer.errors import ConfigError, ModelError
+from rosellm.roseinfer.kernels.cpu import matrix, packing
+from rosellm.roseinfer.kernels.cpu.library import Library
+from rosellm.roseinfer.kernels.cpu.library import load as load_library
 from rosellm.roseinfer.loading import assign
 from rosellm.roseinfer.loading.assign import Place, load_weights
 from rosellm.roseinfer.loading.mapped import mapped_tensors
@@ -29,6 +33,8 @@ from tests.models.test_moe import MIXTRAL, QWEN3, write_moe
 from tests.tiny_models import (
     all_logits,
     build,
+    generate,
+    greedy,
     random_prompts,
     write_gpt2,
     write_llama,
@@ -155,6 +161,23 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@dataclass(frozen=True)
+class Native:
+    """What of the native kernels these tests touch."""
+
+    library: Library
+    Matrix: type = matrix.Matrix
+    Packing: type = packing.Packing
+
+
+@pytest.fixture
+def native() -> Native:
+    library = load_library()
+    if not isinstance(library, Library):
+        pytest.skip(library.reason)
+    return Native(library)
+
+
 @pytest.fixture
 def no_quantising(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From when it is called, nothing can be quantised any more."""
@@ -176,6 +199,62 @@ def test_the_second_start_reads_what_the_first_one_kept(tmp_path, kind, cache, n
     assert said(second) == f"read from {entry}"
     assert torch.equal(all_logits(first, PROMPT), all_logits(second, PROMPT))
     assert first.facts.fingerprint == second.facts.fingerprint
+
+
+def mapped_files() -> str:
+    """The files that this process has mapped."""
+    return Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind != "rose"])
+def test_the_native_kernels_second_start_is_a_mapping(tmp_path, kind, cache, monkeypatch, native):
+    """What they multiply is in the file: nothing is quantised, laid out or copied."""
+    model = WRITERS[kind](tmp_path)
+    settings = {"quantization": "int4", "kv_cache_gb": 0.01}
+    first = build(model, **settings)
+    (entry,) = cache.iterdir()
+    assert said(first) == f"kept in {entry}"
+    wanted = generate(first, [PROMPT], greedy(6)), all_logits(first, PROMPT)
+    assert str(entry) not in mapped_files()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("quantised or laid out again")
+
+    monkeypatch.setattr(native.Packing, "layout", native.Packing(native.library).layout)
+    monkeypatch.setattr(assign, "quantize", refuse)
+    monkeypatch.setattr(native.Matrix, "pack_codes", refuse)
+    second = build(model, **settings)
+    assert said(second) == f"mapped from {entry}"
+    assert str(entry) in mapped_files()
+    assert generate(second, [PROMPT], greedy(6)) == wanted[0]
+    assert torch.equal(all_logits(second, PROMPT), wanted[1])
+    assert first.facts.fingerprint == second.facts.fingerprint
+    shutil.rmtree(entry)  # whoever has it mapped keeps it
+    assert torch.equal(all_logits(second, PROMPT), wanted[1])
+
+
+def test_another_layout_is_another_entry(tmp_path, cache, monkeypatch, native):
+    """As of another version, whose kernels would read other numbers in these bytes."""
+    model = write_llama(tmp_path / "model")
+    expected = all_logits(build(model, quantization="int4"), PROMPT)
+    monkeypatch.setattr(native.Packing, "layout", "another")
+    core = build(model, quantization="int4")
+    assert len(list(cache.iterdir())) == 2
+    assert said(core).startswith("kept in ")
+    assert torch.equal(all_logits(core, PROMPT), expected)
+
+
+def test_a_layouts_name_is_that_of_its_bytes(native, monkeypatch):
+    assert native.Packing(native.library).layout == native.Packing(native.library).layout
+    before = native.Packing(native.library).layout
+    pack = native.Matrix.pack_codes
+
+    def otherwise(matrix: Any, codes: Any, first: int = 0) -> None:
+        pack(matrix, codes, first)
+        matrix.data[1000] += 1
+
+    monkeypatch.setattr(native.Matrix, "pack_codes", otherwise)
+    assert native.Packing(native.library).layout != before
 
 
 def test_other_weights_and_other_settings_are_other_entries(tmp_path, cache):

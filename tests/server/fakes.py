@@ -246,11 +246,12 @@ async def serving(
     name: str = "m",
     generates: bool = True,
     tokenizer: Tokenizer | None = None,
+    parsers: dict[str, Any] | None = None,
     unknown_parameters: UnknownParameters = "reject",
     journal: Journal | None = None,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(script, generates)
-    tools = TextTools.of(tokenizer or ByteTokenizer(chat_template))
+    tools = TextTools.of(tokenizer or ByteTokenizer(chat_template), **(parsers or {}))
     pipeline = Pipeline(engine, tools.tokenizer)
     ready = await pipeline.start()
     defaults = Defaults(flags or SamplingDefaults(), model or GenerationConfig(), (EOS,))

@@ -23,16 +23,28 @@ from rosellm.roseinfer.server.schemas.chat import ChatRequest, PromptCacheOption
 from rosellm.roseinfer.server.schemas.fields import Outcome
 from rosellm.roseinfer.server.schemas.messages import (
     AssistantMessage,
+    CalledFunction,
     DeveloperMessage,
     NoMessage,
     SystemMessage,
     TextPart,
+    ToolCall,
     ToolMessage,
     UserMessage,
 )
 from rosellm.roseinfer.server.schemas.nesting import nested
+from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
 from rosellm.roseinfer.server.schemas.structured import JsonObjectFormat, JsonSchemaFormat
+from rosellm.roseinfer.server.schemas.tools import (
+    Allowed,
+    AllowedTools,
+    FunctionDefinition,
+    FunctionName,
+    FunctionTool,
+    NamedTool,
+    NoToolChoice,
+)
 from rosellm.roseinfer.server.unknown_fields import without
 from tests.server.fakes import (
     BOS,
@@ -64,6 +76,15 @@ SCHEMA_NAMES: dict[type, str] = {
     StreamOptions: "ChatCompletionStreamOptions",
     JsonObjectFormat: "ResponseFormatJsonObject",
     JsonSchemaFormat: "ResponseFormatJsonSchema",
+    ToolCall: "ChatCompletionMessageToolCall",
+    CalledFunction: "ChatCompletionMessageToolCall.function",
+    FunctionTool: "ChatCompletionTool",
+    FunctionDefinition: "FunctionObject",
+    NamedTool: "ChatCompletionNamedToolChoice",
+    FunctionName: "ChatCompletionNamedToolChoice.function",
+    Prediction: "PredictionContent",
+    AllowedTools: "ChatCompletionAllowedToolsChoice",
+    Allowed: "ChatCompletionAllowedTools",
     **{
         endpoint.request: name
         for endpoint, name in zip(
@@ -94,7 +115,7 @@ def test_every_name_of_the_specification_has_a_field() -> None:
 def test_every_object_in_a_request_is_shown() -> None:
     only_as_a_default = {TextFormat, PromptCacheOptions}
     for endpoint in ENDPOINTS:
-        inside = set(nested(endpoint.request)) - {NoMessage} - only_as_a_default
+        inside = set(nested(endpoint.request)) - {NoMessage, NoToolChoice} - only_as_a_default
         assert inside == set(endpoint.objects.values()), endpoint.path
 
 
@@ -102,9 +123,15 @@ def test_every_object_in_a_request_is_shown() -> None:
 
 
 def specified(name: str) -> dict[str, Any]:
-    """The properties of a schema, through ``allOf``, ``anyOf`` with null, and ``$ref``."""
+    """The properties of a schema, through ``allOf``, ``anyOf`` with null, and ``$ref``.
+
+    Args:
+        name: of the schema, or of it and of a property that is an object itself.
+    """
     found: dict[str, Any] = {}
-    for schema in _parts(_schemas()[name]):
+    name, _, inner = name.partition(".")
+    whole = _schemas()[name]
+    for schema in _parts(whole["properties"][inner] if inner else whole):
         found |= schema.get("properties", {})
     return found
 
@@ -168,16 +195,20 @@ def test_choices_are_those_of_the_specification() -> None:
                 str(one) for part in _parts(properties[each.name]) for one in part.get("enum", ())
             }
             if each.name != "model" and theirs:
-                assert theirs <= set(each.schema["enum"]), each.name
+                ours = {one for part in _forms(each.schema) for one in part.get("enum", ())}
+                assert theirs <= ours, each.name
 
 
 # -- what comes of each field ------------------------------------------------------------------
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}{{ m.name or '' }}{{ m.tool_call_id or '' }}]"
-    "{{ m.content }}\n{% endfor %}{{ mood }}{% if add_generation_prompt %}[assistant]{% endif %}"
+    "{{ m.content }}\n{% endfor %}{{ mood }}{{ reasoning_effort }}"
+    "{% if tools %}[TOOL_CALLS] {{ tools }}{% endif %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 PREFILLED = {"messages": [*HELLO, {"role": "assistant", "content": "He said"}]}
+TOOL = {"type": "function", "function": {"name": "f"}}
 CONTINUED = {**PREFILLED, "continue_final_message": True}
 
 # For every field a value that is valid by the specification and not the default, and what has to
@@ -227,7 +258,7 @@ OF_CHATS: dict[str, tuple[Any, dict[str, Any]]] = {
     "metadata": ({"a": "b"}, {}),
     "modalities": (["text", "audio"], {}),
     "moderation": ({"model": "omni-moderation-latest"}, {}),
-    "parallel_tool_calls": (False, {}),
+    "parallel_tool_calls": (False, {"tools": [TOOL], "tool_choice": "required"}),
     "prediction": ({"type": "content", "content": "x"}, {}),
     "prompt_cache_key": ("k", {}),
     "prompt_cache_options": ({"mode": "explicit"}, {}),
@@ -237,8 +268,8 @@ OF_CHATS: dict[str, tuple[Any, dict[str, Any]]] = {
     "safety_identifier": ("s", {}),
     "service_tier": ("flex", {}),
     "store": (True, {}),
-    "tool_choice": ("auto", {}),
-    "tools": ([{"type": "function", "function": {"name": "f"}}], {}),
+    "tool_choice": ("none", {"tools": [TOOL]}),
+    "tools": ([TOOL], {}),
     "top_logprobs": (2, {"logprobs": True}),
     "verbosity": ("high", {}),
     "web_search_options": ({}, {}),
@@ -452,7 +483,7 @@ def test_what_is_known_is_checked_all_the_same_when_others_are_warned_of() -> No
         async with serving(scores("x"), unknown_parameters="warn") as server:
             for fields, param in (
                 ({"foo": 1, "temperature": 3}, "temperature"),
-                ({"foo": 1, "tools": [{"type": "function"}]}, "tools"),
+                ({"foo": 1, "tools": [{"type": "function"}]}, "tools[0].function"),
                 ({"messages": [{"role": "user", "bar": 1}]}, "messages[0].content"),
             ):
                 response = await server.chat(**fields)

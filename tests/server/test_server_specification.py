@@ -21,6 +21,7 @@ from tests.server.fakes import (
     CHAT,
     COMPLETIONS,
     HELLO,
+    Server,
     events,
     gives_vectors,
     refuses,
@@ -189,6 +190,41 @@ def test_streamed_completions(official: dict[str, Any], script: Any, options: An
                     if not fields.get("echo"):
                         strictly(Completion, as_if_finished(chunk))
                 check_usage(chunks, options or {})
+
+    asyncio.run(test())
+
+
+ASSISTED = '{{ tools }}{{ messages[0].content }}{# </think> <tool_call> "arguments" #}'
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+WITH_PARTS = [
+    "<think>Why?</think>Ok.",
+    "<think>Why?",
+    '<tool_call>{"name": "f", "arguments": {"a": "é"}}</tool_call>',
+    "<think>Why?</think>Ok. " + 2 * '<tool_call>{"name": "f"}</tool_call>',
+    '<tool_call>{"name": "g"}</tool_call>',
+    "",
+]
+
+
+@pytest.mark.parametrize("text", WITH_PARTS)
+def test_chats_with_calls_and_reasoning(official: dict[str, Any], text: str) -> None:
+    async def test() -> None:
+        async with serving(scores(text), chat_template=ASSISTED) as server:
+            for fields in ({}, {"n": 2}, {"logprobs": True}, {"return_token_ids": True}):
+                for tools in ({}, {"tools": TOOLS}):
+                    await both(server, {**fields, **tools})
+
+    async def both(server: Server, fields: dict[str, Any]) -> None:
+        body = (await server.chat(**fields)).json()
+        check(official, "CreateChatCompletionResponse", body)
+        strictly(ChatCompletion, body)
+        for options in USAGES:
+            response = await server.chat(**fields, stream=True, stream_options=options)
+            chunks = whole_stream(response)
+            for chunk in chunks:
+                check(official, "CreateChatCompletionStreamResponse", chunk)
+                strictly(ChatCompletionChunk, chunk)
+            check_usage(chunks, options or {})
 
     asyncio.run(test())
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from rosellm.roseinfer.cache.storage import KVTensor
+
 
 class AttentionBackend(Protocol):
     """Attention for any mix of prompts, chunks and single tokens in one call.
@@ -46,8 +48,8 @@ class AttentionBackend(Protocol):
     def run(
         self,
         q: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        keys: KVTensor,
+        values: KVTensor,
         scale: float,
         meta: Any,
         softcap: float | None = None,
@@ -56,8 +58,7 @@ class AttentionBackend(Protocol):
 
         Args:
             q: [T, heads, D].
-            keys, values: the layer's cache, [slots, kv heads, D], the step's own tokens
-                already written.
+            keys, values: the layer's cache, the step's own tokens already written.
             scale: multiplies the scores.
             softcap: then they become softcap * tanh(scores / softcap).
 

@@ -11,6 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.cache.storage import KVTensor
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library
 
@@ -34,7 +35,7 @@ class NativeStep:
 
 class NativeAttention:
     """See ``AttentionBackend``. Computes in fp32, whatever the type of the queries; with a cache
-    of bf16, where the processor multiplies bf16, queries and weights are rounded to it."""
+    of bf16 or int8, where the processor multiplies bf16, queries and weights are rounded to it."""
 
     name = "native"
     invariant = True
@@ -77,8 +78,8 @@ class NativeAttention:
     def run(
         self,
         q: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        keys: KVTensor,
+        values: KVTensor,
         scale: float,
         meta: NativeStep,
         softcap: float | None = None,

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rosellm.roseinfer.kernels.reference import batched_matmul, tree_sum
+from rosellm.roseinfer.cache.storage import KVTensor
+from rosellm.roseinfer.kernels.reference import batched_matmul, read_kv, tree_sum
 
 QUERY_TILE = 16
 KV_TILE = 128
@@ -109,13 +110,13 @@ class ReferenceAttention:
     def run(
         self,
         q: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        keys: KVTensor,
+        values: KVTensor,
         scale: float,
         meta: Tiles,
         softcap: float | None = None,
     ) -> Tensor:
-        _, kv_heads, dim = keys.shape
+        _, kv_heads, dim = keys.data.shape
         group = q.shape[1] // kv_heads
         tiled = self._tile(q.float() * scale, kv_heads, meta)
         maximum = tiled.new_full((*tiled.shape[:3], 1), -torch.inf)
@@ -179,11 +180,10 @@ def _pad_last(x: Tensor) -> Tensor:
     return F.pad(x, (0, padding)) if padding else x
 
 
-def _gather(cache: Tensor, rows: Tensor) -> Tensor:
-    """Rows [kv heads, tiles, n] of a cache [slots, kv heads, D], where row = slot * kv heads +
-    head: [kv heads, tiles, n, D padded] in fp32. One pass, which also transposes."""
-    gathered = cache.flatten(0, 1).index_select(0, rows.flatten())
-    return _pad_last(gathered.view(*rows.shape, -1).float())
+def _gather(cache: KVTensor, rows: Tensor) -> Tensor:
+    """Rows [kv heads, tiles, n] of a cache, see ``read_kv``: [kv heads, tiles, n, D padded] in
+    fp32. One pass, which also transposes."""
+    return _pad_last(read_kv(cache, rows.flatten()).view(*rows.shape, -1))
 
 
 def _accumulate(state: tuple[Tensor, Tensor, Tensor], scores: Tensor, values: Tensor) -> None:

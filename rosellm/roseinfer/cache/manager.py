@@ -2,8 +2,8 @@
 
 Knows tokens only as input to hashes. A block's hash covers its parent's hash,
 so equal hashes mean equal prefixes; the chain starts at a random root mixed
-with whatever must not be shared across (tenant, salt), so that nobody can
-guess what others have asked.
+with whatever must not be shared across (tenant, salt, the type of the cache),
+so that nobody can guess what others have asked.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class CacheManager:
         block_size: tokens in a block.
         prefix_cache: whether computed blocks can be found again.
         windows: per group, how many latest positions a token sees; default: all, everywhere.
+        keys: what the content of every block depends on beside its tokens.
     """
 
     def __init__(
@@ -54,17 +55,19 @@ class CacheManager:
         block_size: int,
         prefix_cache: bool,
         windows: Sequence[int | None] | None = None,
+        keys: Sequence[str] = (),
     ) -> None:
         self.pools = list(pools)
         self.windows = [None] * len(self.pools) if windows is None else list(windows)
         self.block_size = block_size
         self._prefix_cache = prefix_cache
         self._root = os.urandom(16)
+        self._keys = tuple(keys)
 
     def new_sequence(self, *keys: str) -> SequenceKV:
         """An empty holding; only sequences with equal ``keys`` share blocks."""
         root = hashlib.blake2b(self._root, digest_size=16)
-        for key in keys:
+        for key in (*self._keys, *keys):
             data = key.encode()
             root.update(len(data).to_bytes(8, "little") + data)
         return SequenceKV(root.digest(), len(self.pools))
@@ -114,11 +117,16 @@ class CacheManager:
         kv.published = len(hits[0])
         return kv.published * self.block_size
 
-    def grow(self, kv: SequenceKV, num_tokens: int) -> bool:
-        """Hold enough blocks for ``num_tokens``; False, and nothing done, if there are none."""
+    def grow(self, kv: SequenceKV, num_tokens: int, reserve: int = 0) -> bool:
+        """Hold enough blocks for ``num_tokens``; False, and nothing done, if there are none.
+
+        Args:
+            reserve: blocks of each group that must be left.
+        """
         need = self.blocks_for(num_tokens)
         missing = [need - len(table) for table in kv.tables]
-        if any(n > pool.available for n, pool in zip(missing, self.pools, strict=True)):
+        groups = zip(missing, self.pools, strict=True)
+        if any(n > 0 and n > pool.available - reserve for n, pool in groups):
             return False
         for pool, table, n in zip(self.pools, kv.tables, missing, strict=True):
             if n > 0:

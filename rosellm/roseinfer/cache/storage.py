@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SCALE_TYPE = torch.float32
+"""Of the scales of a cache in int8."""
+
 
 @dataclass(frozen=True)
 class KVGroup:
@@ -29,7 +32,24 @@ class KVGroup:
     causal: bool = True
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
-        return 2 * len(self.layers) * self.kv_heads * self.head_dim * dtype.itemsize
+        """In a cache of that type, scales included."""
+        head = self.head_dim * dtype.itemsize
+        if dtype == torch.int8:
+            head += SCALE_TYPE.itemsize
+        return 2 * len(self.layers) * self.kv_heads * head
+
+
+@dataclass(frozen=True)
+class KVTensor:
+    """Keys or values of one layer.
+
+    Attributes:
+        data: [slots, kv heads, D].
+        scales: [slots, kv heads] where data is int8, whose numbers are code * scale; else None.
+    """
+
+    data: Tensor
+    scales: Tensor | None = None
 
 
 class KVStorage:
@@ -37,6 +57,10 @@ class KVStorage:
 
     One block more than a group's pool knows of is kept at the end, all zeros and never
     written: attention reads it where a sequence has no token, or no longer any.
+
+    Args:
+        num_blocks: of each group.
+        dtype: what numbers are held in; int8 takes scales beside them.
     """
 
     def __init__(
@@ -49,16 +73,21 @@ class KVStorage:
     ) -> None:
         self.groups = tuple(groups)
         self.null_blocks = tuple(num_blocks)
-        self._layers: dict[int, Tensor] = {}
+        self._layers: dict[int, tuple[KVTensor, KVTensor]] = {}
         for group, null_block in zip(self.groups, self.null_blocks, strict=True):
-            shape = (2, (null_block + 1) * block_size, group.kv_heads, group.head_dim)
+            heads = ((null_block + 1) * block_size, group.kv_heads)
             for layer in group.layers:
-                self._layers[layer] = _zeros(shape, dtype, device)
+                keys, values = (_empty(heads, group.head_dim, dtype, device) for _ in range(2))
+                self._layers[layer] = keys, values
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, each [slots, kv heads, D]."""
-        keys, values = self._layers[index]
-        return keys, values
+    def layer(self, index: int) -> tuple[KVTensor, KVTensor]:
+        """Keys and values of one layer."""
+        return self._layers[index]
+
+
+def _empty(heads: tuple[int, int], dim: int, dtype: torch.dtype, device: torch.device) -> KVTensor:
+    scales = _zeros(heads, SCALE_TYPE, device) if dtype == torch.int8 else None
+    return KVTensor(_zeros((*heads, dim), dtype, device), scales)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

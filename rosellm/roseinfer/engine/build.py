@@ -46,20 +46,21 @@ def build_engine(
     spec = architecture.read_config(checkpoint.config).with_pooling(checkpoint.pooling)
     device, device_decision = resolve.resolve_device(config.model)
     dtype, dtype_decision = resolve.resolve_dtype(config.model, checkpoint.dtype, device)
+    kv_dtype, kv_decisions = resolve.resolve_kv_dtype(config.cache, spec, dtype)
     recipe = resolve.resolve_quantization(config.model, checkpoint.recipe)
     ops = choose_ops(device, config.model.kernels)
     with torch.device("meta"):
         model = architecture.build(ops, spec)
     model.hold(recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
-    size = partial(resolve.resolve_cache, config, spec, dtype, device, step_tokens)
+    size = partial(resolve.resolve_cache, config, spec, kv_dtype, device, step_tokens)
     size(_beside_weights(model, ops, dtype, device))  # what cannot work is refused before loading
     weights = begin_hashing(config.model.model)
     source = Source(config.model.model, checkpoint, architecture.weights)
-    came_from = fill(model, source, recipe, Place(dtype, device), on_progress)
+    came_from = fill(model, source, recipe, Place(dtype, device), on_progress, ops.packed)
     plan = size(memory.available(device))
     block_size = config.cache.block_size
-    storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, dtype, device)
+    storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, kv_dtype, device)
     backend = ops.attention(block_size, device)
     promised = ops.invariant and backend.invariant
     invariant = promised and model.rows_are_independent(dtype, device)
@@ -74,13 +75,15 @@ def build_engine(
             device,
             invariant,
             weights.result(),
-            *(str(dtype), repr(recipe), repr(spec), ops.name, ops.identity, backend.name),
+            *(str(dtype), str(kv_dtype), repr(recipe), repr(spec)),
+            *(ops.name, ops.identity, backend.name),
             str(plan.max_model_len),  # rope scalings may depend on it
         ),
         decisions=[
             device_decision,
             dtype_decision,
             *resolve.explain_quantization(recipe, came_from or "as they are stored"),
+            *kv_decisions,
             *plan.decisions,
             step_decision,
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
@@ -95,7 +98,7 @@ def build_engine(
         ModelRunner(model, ops, storage, backend, device, plan.max_model_len, spec.pooling),
         facts,
         config.scheduler,
-        cache=_cache(config.cache, spec, plan),
+        cache=_cache(config.cache, spec, plan, kv_dtype),
         step_tokens=step_tokens,
         whole_prompts=not spec.causal,
         vocabulary=partial(_vocabulary, config.model, spec.vocab_size),
@@ -106,11 +109,14 @@ def _vocabulary(config: ModelConfig, size: int) -> Vocabulary:
     return load_vocabulary(load_tokenizer(config.tokenizer or config.model), size)
 
 
-def _cache(config: CacheConfig, spec: ModelSpec, plan: resolve.CachePlan) -> CacheManager:
+def _cache(
+    config: CacheConfig, spec: ModelSpec, plan: resolve.CachePlan, kv_dtype: torch.dtype
+) -> CacheManager:
     """Block tables over the storage; an encoder's prefixes depend on what follows them."""
     pools = [BlockPool(count) for count in plan.num_blocks]
     windows = [group.window for group in spec.kv_groups]
-    return CacheManager(pools, config.block_size, config.prefix_cache and spec.causal, windows)
+    found_again = config.prefix_cache and spec.causal
+    return CacheManager(pools, config.block_size, found_again, windows, keys=[str(kv_dtype)])
 
 
 def _check(config: EngineConfig) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rosellm.roseinfer.attention.reference import ReferenceAttention
-from rosellm.roseinfer.cache.storage import KVGroup, KVStorage
+from rosellm.roseinfer.cache.storage import KVGroup, KVStorage, KVTensor
 from rosellm.roseinfer.kernels import reference
 from rosellm.roseinfer.kernels.reference import PackedLinear
 from rosellm.roseinfer.kernels.table import Ops, reference_ops
@@ -101,7 +101,7 @@ class _Scratch(KVStorage):
         super().__init__(first, [num_blocks] * len(first), _BLOCK, torch.float32, _CPU)
         self._first = {layer: group.layers[0] for group in groups for layer in group.layers}
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int) -> tuple[KVTensor, KVTensor]:
         return super().layer(self._first[index])
 
 

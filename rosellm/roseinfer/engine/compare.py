@@ -63,7 +63,7 @@ class Verified:
 
 
 def reference_of(config: EngineConfig, model: str | None = None) -> EngineConfig:
-    """The same model as it is meant to compute: in fp32, not quantised, in plain torch.
+    """The same model as it is meant to compute: in fp32, nothing quantised, in plain torch.
 
     Args:
         model: another one that stands for it, such as that which a quantised one was made from.
@@ -76,7 +76,7 @@ def reference_of(config: EngineConfig, model: str | None = None) -> EngineConfig
         head_quantization="auto",
         kernels="reference",
     )
-    return replace(config, model=meant)
+    return replace(config, model=meant, cache=replace(config.cache, kv_cache_dtype="auto"))
 
 
 def compare(

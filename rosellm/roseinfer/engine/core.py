@@ -83,6 +83,8 @@ class EngineCore:
             ageing=config.priority_ageing_s,
             clock=clock,
             whole_prompts=whole_prompts,
+            lookup=config.speculate == "ngram",
+            longest_draft=config.num_speculative_tokens,
         )
         self._rows: list[Output] = []
 
@@ -198,4 +200,10 @@ def _token_ids(message: Add) -> list[Sequence[int]]:
     """Every token id in a request, wherever it would index something."""
     params = message.params
     biased = [token for token, _ in params.logit_bias]
-    return [message.prompt, *message.generated, params.stop_token_ids, biased]
+    return [
+        message.prompt,
+        *message.generated,
+        message.prediction,
+        params.stop_token_ids,
+        biased,
+    ]

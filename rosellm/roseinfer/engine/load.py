@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.engine.calibrate import quantize_by_text
 from rosellm.roseinfer.errors import ModelError, shown
+from rosellm.roseinfer.kernels.table import PackedForm
 from rosellm.roseinfer.loading.assign import (
     Keep,
     OnBytes,
@@ -48,9 +49,17 @@ class Source:
 
 
 def fill(
-    model: Model, source: Source, recipe: Recipe, place: Place, on_progress: OnProgress
+    model: Model,
+    source: Source,
+    recipe: Recipe,
+    place: Place,
+    on_progress: OnProgress,
+    packed: PackedForm | None = None,
 ) -> str | None:
     """Load all weights and lay them out for the kernels; the model's formats are the recipe's.
+
+    Args:
+        packed: how the model's operations keep quantised weights in a file, if they do.
 
     Returns:
         What is to be said of where quantised weights came from.
@@ -67,7 +76,8 @@ def fill(
         on_bytes = _counting("loading weights", checkpoint.num_bytes, on_progress)
         load_weights(model, source.names, checkpoint.tensors(), place, on_bytes)
         return None
-    return _fill_through_cache(model, source, recipe, place, on_progress)
+    layout = None if packed is None else packed.layout()
+    return _fill_through_cache(model, source, recipe, place, on_progress, layout)
 
 
 def write_quantized(
@@ -104,17 +114,23 @@ def write_quantized(
 
 
 def _fill_through_cache(
-    model: Model, source: Source, recipe: Recipe, place: Place, on_progress: OnProgress
+    model: Model,
+    source: Source,
+    recipe: Recipe,
+    place: Place,
+    on_progress: OnProgress,
+    layout: str | None,
 ) -> str:
-    entry = cache.entry_of(source.path, recipe, str(place.dtype))
+    packed = layout is not None
+    entry = cache.entry_of(source.path, recipe, str(place.dtype), layout)
     kept = _kept(entry)
     if kept is not None:
         on_bytes = _counting("loading weights", kept.num_bytes, on_progress)
-        load_quantized(model, kept.tensors(), place, on_bytes)
-        return f"read from {entry}"
-    keeper = _Keeper(entry, model, place)
+        load_quantized(model, kept.tensors(), place, on_bytes, packed=packed)
+        return f"{'mapped' if packed else 'read'} from {entry}"
+    keeper = _Keeper(entry, model, place, packed)
     try:
-        _quantize(model, source, place, on_progress, keeper.put)
+        _quantize(model, source, place, on_progress, keeper.put, packed)
         return keeper.publish(source, recipe)
     finally:
         keeper.close()
@@ -131,10 +147,16 @@ def _kept(entry: Path) -> Checkpoint | None:
 
 
 def _quantize(
-    model: Model, source: Source, place: Place, on_progress: OnProgress, keep: Keep
+    model: Model,
+    source: Source,
+    place: Place,
+    on_progress: OnProgress,
+    keep: Keep,
+    packed: bool = False,
 ) -> None:
     on_bytes = _counting("quantising weights", source.checkpoint.num_bytes, on_progress)
-    load_weights(model, source.names, source.checkpoint.tensors(), place, on_bytes, keep)
+    tensors = source.checkpoint.tensors()
+    load_weights(model, source.names, tensors, place, on_bytes, keep, packed=packed)
 
 
 def _finish(store: Store, source: Source, recipe: Recipe) -> None:
@@ -157,14 +179,14 @@ def _counting(phase: str, total: int, on_progress: OnProgress) -> OnBytes:
 class _Keeper:
     """Writes an entry of the cache as long as that goes well: serving does not depend on it."""
 
-    def __init__(self, entry: Path, model: Model, place: Place) -> None:
+    def __init__(self, entry: Path, model: Model, place: Place, packed: bool) -> None:
         self._entry = entry
         self._folder: Path | None = None
         self._store: Store | None = None
         self._trouble = ""
         try:
             self._folder = cache.new_folder(entry)
-            self._store = Store(self._folder, model, place.dtype)
+            self._store = Store(self._folder, model, place.dtype, packed=packed)
         except OSError as error:
             self._give_up(error)
 

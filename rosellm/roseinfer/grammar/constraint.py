@@ -68,6 +68,12 @@ class Constraint:
         """Whether the answer may end here."""
         return self.matcher.is_accepting()
 
+    def allows(self, token: int) -> bool:
+        """Whether this may be the next token; stop tokens may where the answer may end."""
+        if token in self.stops:
+            return self.accepts
+        return self.matcher.validate_tokens([token]) == 1
+
     def ended(self, room: int) -> bool:
         """Whether the answer is complete: it cannot go on, or was brought to its end in time."""
         if self.matcher.is_stopped():

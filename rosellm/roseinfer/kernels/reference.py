@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rosellm.roseinfer.cache.storage import KVTensor
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 Activation = Literal["silu_mul", "gelu_tanh_mul", "gelu_erf", "gelu_tanh"]
@@ -208,6 +209,32 @@ def route(scores: Tensor, count: int, normalise: bool) -> tuple[Tensor, Tensor]:
     return (weights / tree_sum(weights) if normalise else weights), indices
 
 
-def write_kv(cache: Tensor, slots: Tensor, values: Tensor) -> None:
-    """Store values [T, kv heads, D] at slots [T] of cache [slots, kv heads, D]."""
-    cache.index_copy_(0, slots, values.to(cache.dtype))
+def write_kv(cache: KVTensor, slots: Tensor, values: Tensor) -> None:
+    """Store values [T, kv heads, D] at slots [T] of a cache, in its type."""
+    if cache.scales is None:
+        cache.data.index_copy_(0, slots, values.to(cache.data.dtype))
+        return
+    codes, scales = kv_codes(values)
+    cache.data.index_copy_(0, slots, codes)
+    cache.scales.index_copy_(0, slots, scales)
+
+
+def kv_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads [..., D] in int8, and their scales [...] in fp32: the largest number becomes 127.
+
+    What is no number makes the scale none, so that whoever reads the head sees it; where the
+    scale has no reciprocal in fp32, all codes are 0.
+    """
+    wide = x.float()
+    scales = wide.abs().amax(-1) / 127
+    inverse = torch.where(scales >= torch.finfo(torch.float32).tiny, 1 / scales, 0.0)
+    codes = (wide * inverse[..., None]).nan_to_num(0.0).round().to(torch.int8)
+    return codes, scales
+
+
+def read_kv(cache: KVTensor, rows: Tensor) -> Tensor:
+    """Heads [N, D] of a cache in fp32, where row = slot * kv heads + head."""
+    heads = cache.data.flatten(0, 1).index_select(0, rows).float()
+    if cache.scales is None:
+        return heads
+    return heads * cache.scales.flatten().index_select(0, rows)[:, None]

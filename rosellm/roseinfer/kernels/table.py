@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from rosellm.roseinfer.kernels.cpu.ops import NativeOps
 from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
+from rosellm.roseinfer.quant.formats import Format
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 from rosellm.roseinfer.step import LogitRow
 
@@ -33,6 +34,31 @@ if TYPE_CHECKING:
     from rosellm.roseinfer.models.skeleton import Model
 
 Forward = Callable[[Tensor, Step], Tensor]
+
+
+class PackedForm(Protocol):
+    """Packed quantised weights [rows, columns] as bytes: kept in a file, they are mapped later."""
+
+    def layout(self) -> str:
+        """A name for what the bytes mean; those of another name are of no use."""
+
+    def packed_bytes(
+        self, form: Format, shape: tuple[int, int], activation: Activation | None
+    ) -> int:
+        """How many there are: a multiple of 64."""
+
+    def packed_data(self, weight: Any) -> Tensor:
+        """Those of a packed weight, uint8."""
+
+    def from_packed(
+        self,
+        data: Tensor,
+        form: Format,
+        shape: tuple[int, int],
+        bias: Tensor | None,
+        activation: Activation | None,
+    ) -> Any:
+        """What ``pack_quantized`` returned, of bytes that begin at a multiple of 64."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,7 @@ class Ops:
         attention: makes the backend, for blocks of so many tokens.
         identity: what else of it its results depend on: instructions, and the build.
         keeps_quantized: whether a packed quantised weight takes its own size, not the model's type.
+        packed: how such weights can be kept in a file; None if not.
     """
 
     name: str
@@ -68,6 +95,7 @@ class Ops:
     attention: Callable[[int, torch.device], AttentionBackend]
     identity: str = ""
     keeps_quantized: bool = False
+    packed: PackedForm | None = None
 
 
 def choose_ops(device: torch.device, wanted: Kernels = "auto") -> Ops:
@@ -124,4 +152,5 @@ def native_ops(library: Library) -> Ops:
         attention=lambda block_size, _device: NativeAttention(block_size, library),
         identity=library.identity,
         keeps_quantized=True,
+        packed=native,
     )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rosellm.roseinfer.kernels.reference import Activation
-from rosellm.roseinfer.kernels.table import Ops
+from rosellm.roseinfer.kernels.table import Ops, PackedForm
 from rosellm.roseinfer.quant.formats import Format
-from rosellm.roseinfer.quant.tensor import QuantizedTensor
+from rosellm.roseinfer.quant.tensor import QuantizedTensor, pieces
 
 _PROBE_ROWS = 5
 
@@ -52,6 +52,39 @@ class Matrix(nn.Module):
         bias = self._bias()
         self._packed = self._ops.pack_quantized(weight, bias, self._activation, dtype)
         self._drop_plain()
+
+    def kept_parts(self, packed: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of what a file keeps of the quantised weight, by name.
+
+        Args:
+            packed: in the kernels' layout; otherwise as ``QuantizedTensor`` says.
+        """
+        assert self.format is not None
+        rows, columns = self.weight.shape
+        if not packed:
+            return dict(pieces(self.format, rows, columns))
+        return {"packed": ((self._form.packed_bytes(*self._about),), torch.uint8)}
+
+    def packed_data(self) -> Tensor:
+        """The bytes of the laid out quantised weight."""
+        return self._form.packed_data(self.packed)
+
+    def take_packed(self, data: Tensor, dtype: torch.dtype) -> None:
+        """Take such bytes, as they are and where they are; ``dtype`` as in ``pack_quantized``."""
+        form, shape, activation = self._about
+        self._packed = self._form.from_packed(data, form, shape, self._bias(), activation)
+        self._drop_plain()
+
+    @property
+    def _form(self) -> PackedForm:
+        assert self._ops.packed is not None
+        return self._ops.packed
+
+    @property
+    def _about(self) -> tuple[Format, tuple[int, int], Activation | None]:
+        assert self.format is not None
+        rows, columns = self.weight.shape
+        return self.format, (rows, columns), self._activation
 
     def let_go(self) -> None:
         """Forget the laid out weight too: this module will not be used again."""
@@ -137,6 +170,10 @@ class Embedding(Matrix):
     def pack_quantized(self, weight: QuantizedTensor, dtype: torch.dtype) -> None:
         self._round_scale(dtype)
         super().pack_quantized(weight, dtype)
+
+    def take_packed(self, data: Tensor, dtype: torch.dtype) -> None:
+        self._round_scale(dtype)
+        super().take_packed(data, dtype)
 
     def _round_scale(self, dtype: torch.dtype) -> None:
         if self._scale is not None:

@@ -23,7 +23,7 @@ from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import ModelSpec, WeightMap
 from rosellm.roseinfer.quant.formats import Format
 from rosellm.roseinfer.quant.scales import quantize
-from rosellm.roseinfer.quant.tensor import QuantizedTensor, pieces
+from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 OnBytes = Callable[[int], None]
 """Told how many bytes of the checkpoint have been taken in."""
@@ -50,12 +50,18 @@ def load_weights(
     place: Place,
     on_bytes: OnBytes = lambda _: None,
     keep: Keep | None = None,
+    *,
+    packed: bool = False,
 ) -> None:
-    """Fill every parameter of ``model``; raise ModelError naming what does not fit."""
+    """Fill every parameter of ``model``; raise ModelError naming what does not fit.
+
+    Args:
+        packed: whether quantised weights are kept in the kernels' layout.
+    """
     targets = _targets(model, weights, place)
 
     def complete(name: str, module: nn.Module) -> None:
-        _complete(name, module, place, keep, quantize)
+        _complete(name, module, place, keep, quantize, packed)
 
     counted = _counted(tensors, on_bytes)
     _fill(targets, _named(model, weights, targets, counted), complete)
@@ -112,20 +118,28 @@ def load_quantized(
     tensors: Iterable[tuple[str, Tensor]],
     place: Place,
     on_bytes: OnBytes = lambda _: None,
+    *,
+    packed: bool = False,
 ) -> None:
-    """The same from tensors that were kept (``Keep``) when the model had the same formats."""
+    """The same from tensors that were kept (``Keep``) when the model had the same formats.
+
+    Args:
+        packed: whether they are in the kernels' layout; then they are used where they are.
+    """
     stored: dict[str, dict[str, Tensor]] = {}
-    targets = _targets_of_kept(model, place, stored)
+    targets = _targets_of_kept(model, place, stored, packed)
 
     def complete(name: str, module: nn.Module) -> None:
-        if isinstance(module, Matrix) and module.format is not None:
+        if not isinstance(module, Matrix) or module.format is None:
+            _pack(module)
+        elif packed:
+            module.take_packed(stored.pop(name)["packed"], place.dtype)
+        else:
             columns = module.weight.shape[1]
             weight = QuantizedTensor(module.format, columns, **stored.pop(name))
             if not weight.is_sound():
                 raise ModelError(f"tensor {name}.weight: its scales are damaged; quantise it again")
             module.pack_quantized(weight.to(place.device), place.dtype)
-        else:
-            _pack(module)
 
     counted = _counted(tensors, on_bytes)
     _fill(targets, ((name, name, tensor) for name, tensor in counted), complete)
@@ -201,7 +215,12 @@ def _named(
 
 
 def _complete(
-    name: str, module: nn.Module, place: Place, keep: Keep | None, quantize: Quantize
+    name: str,
+    module: nn.Module,
+    place: Place,
+    keep: Keep | None,
+    quantize: Quantize,
+    packed: bool = False,
 ) -> None:
     """Quantise a module's weight if its format says so, keep what it has, lay it out."""
     quantized = None
@@ -209,11 +228,14 @@ def _complete(
         quantized = quantize(_checked(name, module.weight.data), module.format)
     if keep is not None:
         for each, tensor in _to_keep(module, quantized):
-            keep(f"{name}.{each}", tensor)
+            if not (packed and each.startswith("weight.")):
+                keep(f"{name}.{each}", tensor)
     if quantized is None:
         _pack(module)
     elif isinstance(module, Matrix):
         module.pack_quantized(quantized, place.dtype)
+        if keep is not None and packed:
+            keep(f"{name}.weight.packed", module.packed_data())
 
 
 def _checked(name: str, weight: Tensor) -> Tensor:
@@ -352,7 +374,7 @@ def _targets(model: Model, weights: WeightMap, place: Place) -> dict[str, Target
 
 
 def _targets_of_kept(
-    model: Model, place: Place, stored: dict[str, dict[str, Tensor]]
+    model: Model, place: Place, stored: dict[str, dict[str, Tensor]], packed: bool
 ) -> dict[str, Target]:
     """What our own names fill; the pieces of each quantised weight go into ``stored``."""
     targets: dict[str, Target] = {}
@@ -361,7 +383,7 @@ def _targets_of_kept(
             shape = tuple(parameter.shape)
             if isinstance(module, Matrix) and module.format and attribute == "weight":
                 store = stored.setdefault(name, {})
-                for piece, (extent, dtype) in pieces(module.format, *shape).items():
+                for piece, (extent, dtype) in module.kept_parts(packed).items():
                     full_name = f"{name}.weight.{piece}"
                     targets[full_name] = Piece((name, module), piece, extent, dtype, store)
             else:

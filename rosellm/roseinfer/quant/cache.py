@@ -26,16 +26,17 @@ def cache_root() -> Path:
     return Path(base) / "rosellm" / "quantized"
 
 
-def entry_of(model: str, recipe: Recipe, dtype: str) -> Path:
+def entry_of(model: str, recipe: Recipe, dtype: str, layout: str | None) -> Path:
     """The folder, there or not, of a model quantised so.
 
     Args:
         model: folder or file of the original.
         dtype: of what is not quantised.
+        layout: of the kernels, whose bytes are kept; None keeps what can be written out.
     """
     source = Path(model).expanduser().resolve()
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((VERSION, recipe, dtype)).encode())
+    digest.update(repr((VERSION, recipe, dtype, layout)).encode())
     for file in _files(source):
         digest.update(file.name.encode())
         digest.update(_looks(file))

@@ -21,7 +21,6 @@ from rosellm.roseinfer.layers.linear import Matrix
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.quant.formats import Recipe
 from rosellm.roseinfer.quant.section import section
-from rosellm.roseinfer.quant.tensor import pieces
 
 _NAMES = {
     torch.float32: "F32",
@@ -43,11 +42,14 @@ class Store:
         folder: exists, and is empty.
         model: not loaded yet; its formats are set (``Model.hold``).
         dtype: of what is not quantised.
+        packed: whether quantised weights are in the kernels' layout.
     """
 
-    def __init__(self, folder: Path, model: Model, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, model: Model, dtype: torch.dtype, *, packed: bool = False
+    ) -> None:
         self._folder = folder
-        self._shapes = _shapes(model, dtype)
+        self._shapes = _shapes(model, dtype, packed)
         header, self._offsets = _layout(self._shapes)
         self._missing = set(self._shapes)
         self._file = (folder / "model.safetensors").open("wb")
@@ -81,24 +83,29 @@ class Store:
             self._file.close()
 
 
-def _shapes(model: Model, dtype: torch.dtype) -> Shapes:
+def _shapes(model: Model, dtype: torch.dtype, packed: bool) -> Shapes:
     """Shape and type of every tensor, by name, in the order of the file.
 
-    Wide numbers come first, so that each tensor starts at a multiple of its number's size.
+    Packed weights come first, which are whole lines of the processor's cache, then wide numbers:
+    so each tensor starts at a multiple of what it has to.
     """
-    found = dict(_each_shape(model, dtype))
-    return dict(sorted(found.items(), key=lambda item: -item[1][1].itemsize))
+    found = dict(_each_shape(model, dtype, packed))
+    return dict(
+        sorted(
+            found.items(), key=lambda item: (not item[0].endswith(".packed"), -item[1][1].itemsize)
+        )
+    )
 
 
 def _each_shape(
-    model: Model, dtype: torch.dtype
+    model: Model, dtype: torch.dtype, packed: bool
 ) -> Iterator[tuple[str, tuple[tuple[int, ...], torch.dtype]]]:
     for name, module in model.own_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
             shape = tuple(parameter.shape)
             full_name = f"{name}.{attribute}"
             if isinstance(module, Matrix) and module.format and attribute == "weight":
-                for piece, about in pieces(module.format, *shape).items():
+                for piece, about in module.kept_parts(packed).items():
                     yield f"{full_name}.{piece}", about
             else:
                 yield full_name, (shape, dtype)

@@ -14,7 +14,7 @@ from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.grammar.masks import Bits
-from rosellm.roseinfer.kernels.table import Ops
+from rosellm.roseinfer.kernels.table import Forward, Ops
 from rosellm.roseinfer.layers.rope import Angles, RopeTable
 from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
@@ -107,6 +107,11 @@ class ModelRunner:
     @property
     def model(self) -> Model:
         return self._model
+
+    @property
+    def forward(self) -> Forward:
+        """What runs the model in a step; for benchmarks."""
+        return self._forward
 
     def _hidden(self, inputs: StepInputs) -> Tensor:
         return self._forward(inputs.ids, self._step(inputs))

@@ -38,7 +38,7 @@ def resolve_device(config: ModelConfig) -> tuple[torch.device, Decision]:
 def resolve_dtype(
     config: ModelConfig, stored: str, device: torch.device
 ) -> tuple[torch.dtype, Decision]:
-    """The type of weights, activations and KV cache."""
+    """The type of weights and activations, and of the KV cache where no other is asked for."""
     if config.dtype != "auto":
         return getattr(torch, config.dtype), Decision("dtype", config.dtype, "asked for")
     name, reason = stored, "as in the checkpoint"
@@ -49,6 +49,25 @@ def resolve_dtype(
     if name not in ("float32", "bfloat16", "float16"):
         name, reason = "float32", f"the checkpoint's {stored} is not computed in"
     return getattr(torch, name), Decision("dtype", name, reason)
+
+
+def resolve_kv_dtype(
+    config: CacheConfig, spec: ModelSpec, dtype: torch.dtype
+) -> tuple[torch.dtype, Sequence[Decision]]:
+    """The type of keys and values in the cache, and what is to be said of it.
+
+    Raises:
+        ConfigError: a smaller one is asked for where nothing is kept.
+    """
+    if config.kv_cache_dtype == "auto":
+        return dtype, []
+    if not spec.causal:
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype}: an encoder keeps no keys and values from "
+            "one step to the next, so there is nothing to save; leave the flag out"
+        )
+    reason = "asked for; a scale for each head of a token"
+    return torch.int8, [Decision("KV dtype", config.kv_cache_dtype, reason)]
 
 
 def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
@@ -110,7 +129,7 @@ class CachePlan:
 def resolve_cache(
     config: EngineConfig,
     spec: ModelSpec,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     device: torch.device,
     step_tokens: int,
     free_bytes: int,
@@ -121,7 +140,7 @@ def resolve_cache(
         raise ConfigError("--block-size must be at least 1")
     wanted = _wanted_length(config.model, spec)
     pools = [
-        _Pool.of(group, dtype, size, wanted, config.scheduler.max_num_seqs, step_tokens)
+        _Pool.of(group, kv_dtype, size, wanted, config.scheduler.max_num_seqs, step_tokens)
         for group in spec.kv_groups
     ]
     budget, why = _budget(config.cache, free_bytes, device)
@@ -149,7 +168,7 @@ def resolve_cache(
                 "KV cache",
                 f"{' + '.join(map(str, counts))} blocks of {size} = {capacity} tokens, "
                 f"{memory / _GIB:.2f} GiB",
-                f"{_bytes_a_token(spec, dtype)}; {limit}",
+                f"{_bytes_a_token(spec, kv_dtype)}; {limit}",
             ),
         ),
     )
@@ -173,14 +192,14 @@ class _Pool:
     def of(
         cls,
         group: KVGroup,
-        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         size: int,
         longest: int,
         sequences: int,
         step_tokens: int,
     ) -> _Pool:
         whole = -(-longest // size)
-        block_bytes = group.bytes_per_token(dtype) * size
+        block_bytes = group.bytes_per_token(kv_dtype) * size
         if group.window is None:
             return cls(block_bytes, whole, sequences * whole)
         # What a window covers may begin and end inside a block; a step's chunk comes on top.
@@ -203,9 +222,9 @@ def _affordable(pools: Sequence[_Pool], budget: float) -> int:
     return low
 
 
-def _bytes_a_token(spec: ModelSpec, dtype: torch.dtype) -> str:
+def _bytes_a_token(spec: ModelSpec, kv_dtype: torch.dtype) -> str:
     parts = [
-        f"{group.bytes_per_token(dtype)} bytes a token"
+        f"{group.bytes_per_token(kv_dtype)} bytes a token"
         + (f" within {group.window}" if group.window else "")
         for group in spec.kv_groups
     ]

@@ -49,6 +49,11 @@ class AnswerText(Generic[Note]):
         self._closed: deque[tuple[int, int, Note]] = deque()  # start, end
 
     @property
+    def characters(self) -> int:
+        """How many the tokens so far have certainly come to, before any stop string."""
+        return self._certain
+
+    @property
     def stopped(self) -> bool:
         """Whether a stop string has ended the answer."""
         return self._stop.matched is not None

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
 
-from rosellm.roseinfer.messages import FinishReason, Logprobs
-from rosellm.roseinfer.server.generate import Answer, Delta, Job, TokenLogprobs
+from rosellm.roseinfer.messages import Logprobs
+from rosellm.roseinfer.server.generate import Answer, Delta, Finish, Job, TokenLogprobs
 from rosellm.roseinfer.server.schemas.responses import (
     CompletionTokensDetails,
     PromptTokensDetails,
     Usage,
 )
 from rosellm.roseinfer.server.schemas.streaming import StreamFields
+from rosellm.roseinfer.text.parts import Call
 
 
 @dataclass
@@ -23,6 +24,9 @@ class Tally:
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
     @classmethod
     def of(cls, jobs: list[Job]) -> Tally:
@@ -31,6 +35,9 @@ class Tally:
     def add(self, delta: Delta) -> None:
         self.completion_tokens += len(delta.ids)
         self.cached_tokens += delta.cached
+        self.reasoning_tokens += delta.reasoning_tokens
+        self.accepted_prediction_tokens += delta.accepted
+        self.rejected_prediction_tokens += delta.rejected
 
     def usage(self) -> Usage:
         return Usage(
@@ -38,7 +45,11 @@ class Tally:
             self.completion_tokens,
             self.prompt_tokens + self.completion_tokens,
             PromptTokensDetails(self.cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(
+                reasoning_tokens=self.reasoning_tokens,
+                accepted_prediction_tokens=self.accepted_prediction_tokens,
+                rejected_prediction_tokens=self.rejected_prediction_tokens,
+            ),
         )
 
 
@@ -67,10 +78,12 @@ class Whole:
     """One finished choice; see ``Delta`` for its parts."""
 
     pieces: list[str] = field(default_factory=list)
-    finish: FinishReason = "stop"
+    finish: Finish = "stop"
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt: list[Logprobs] = field(default_factory=list)
     vector: bytes | None = None
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
 
@@ -84,6 +97,11 @@ class Whole:
         return "".join(self.pieces)
 
     @property
+    def has_more(self) -> bool:
+        """Whether there is something beside text."""
+        return bool(self.reasoning or self.calls)
+
+    @property
     def scores(self) -> int:
         """How many log-probabilities it holds."""
         entries = [*self.prompt, *(each.scores for each in self.logprobs)]
@@ -93,6 +111,8 @@ class Whole:
         self.pieces.append(delta.text)
         self.logprobs += delta.logprobs
         self.prompt += delta.prompt
+        self.reasoning += delta.reasoning
+        self.calls += delta.calls
         self.vector = delta.vector or self.vector
         self.finish = delta.finish or self.finish
         self.ids += delta.ids

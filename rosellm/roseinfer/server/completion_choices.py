@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from rosellm.roseinfer.messages import FinishReason, Logprobs
+from rosellm.roseinfer.messages import Logprobs
 from rosellm.roseinfer.server.collect import Whole
-from rosellm.roseinfer.server.generate import Delta, Job, TokenLogprobs
+from rosellm.roseinfer.server.generate import Delta, Finish, Job, TokenLogprobs
 from rosellm.roseinfer.server.logprobs import LegacyLogprobs, Scored, prompt_logprobs
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.completions import CompletionRequest
@@ -106,7 +106,7 @@ class CompletionChoices:
         return text, list(zip(prompt.ids, [None, *prompt.scores], strict=True))
 
     def _piece(
-        self, index: int, text: str, tokens: list[Scored], finish: FinishReason | None = None
+        self, index: int, text: str, tokens: list[Scored], finish: Finish | None = None
     ) -> CompletionChoice:
         logprobs = self._logprobs[index].of(tokens) if self._logprobs else None
         return CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=finish)

@@ -40,6 +40,7 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
         known = sorted(id for id in tokenizer.special_ids if id < vocab_size)
         self._specials = Specials(vocab_size, {id: tokenizer.token_bytes(id) for id in known})
         self._good: OrderedDict[str, str] = OrderedDict()
@@ -55,7 +56,7 @@ class Grammars:
         Raises:
             RequestError: it cannot be used; says why, and where in a schema.
         """
-        source = _read(source, param)
+        source = read_source(source, param)
         text = grammar_text(source)
         if len(text) > MAX_CHARACTERS:
             raise _refusal(f"more than {MAX_CHARACTERS} characters", param)
@@ -127,8 +128,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _read(source: GrammarSource, param: str) -> GrammarSource:
-    """The source with what is written in a string read, its limits kept."""
+def read_source(source: GrammarSource, param: str) -> GrammarSource:
+    """The source with what is written in a string read, its limits kept.
+
+    Raises:
+        RequestError: it is no schema, or beyond the limits.
+    """
     if isinstance(source, Lark) and len(source.text) > MAX_CHARACTERS:
         raise _refusal(f"more than {MAX_CHARACTERS} characters", param)
     if not isinstance(source, JsonSchema):

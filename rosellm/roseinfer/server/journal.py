@@ -20,9 +20,9 @@ import msgspec
 
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ConfigError
-from rosellm.roseinfer.messages import FinishReason, Ready
+from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.call import Call
-from rosellm.roseinfer.server.generate import Delta, Job
+from rosellm.roseinfer.server.generate import Delta, Finish, Job
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Chosen(msgspec.Struct):
     """The tokens of one choice; ``finish_reason`` is null where it was cut off."""
 
     token_ids: list[int]
-    finish_reason: FinishReason | None = None
+    finish_reason: Finish | None = None
 
 
 class Logged(msgspec.Struct, tag="request"):
@@ -134,6 +134,7 @@ def build_of(config: EngineConfig, ready: Ready) -> Build:
         config.model,
         model=_absolute(config.model.model),
         tokenizer=config.model.tokenizer and _absolute(config.model.tokenizer),
+        chat_template=None,  # prompts are logged as token ids
         max_model_len=ready.max_model_len,
     )
     return Build(ready.fingerprint, replace(config, model=model))

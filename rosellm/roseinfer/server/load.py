@@ -46,5 +46,9 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
 def _read_files(options: Options) -> tuple[TextTools, Defaults]:
     model = options.engine.model
     check_checkpoint(model.model)  # the engine would say it too, once it has imported torch
-    tools = TextTools.of(load_tokenizer(model.tokenizer or model.model, model.chat_template))
+    tools = TextTools.of(
+        load_tokenizer(model.tokenizer or model.model, model.chat_template),
+        model.tool_parser,
+        model.reasoning_parser,
+    )
     return tools, load_defaults(model.model, options.sampling, tools.tokenizer.eos_ids)

@@ -22,12 +22,15 @@ from rosellm.roseinfer.server.schemas.fields import Body, Outcome
 from rosellm.roseinfer.server.schemas.generate import GenerateRequest
 from rosellm.roseinfer.server.schemas.messages import (
     AssistantMessage,
+    CalledFunction,
     DeveloperMessage,
     SystemMessage,
     TextPart,
+    ToolCall,
     ToolMessage,
     UserMessage,
 )
+from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
 from rosellm.roseinfer.server.schemas.structured import (
     JsonObjectFormat,
@@ -36,6 +39,14 @@ from rosellm.roseinfer.server.schemas.structured import (
     StructuredOutputs,
 )
 from rosellm.roseinfer.server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from rosellm.roseinfer.server.schemas.tools import (
+    Allowed,
+    AllowedTools,
+    FunctionDefinition,
+    FunctionName,
+    FunctionTool,
+    NamedTool,
+)
 
 CHAT = """
     audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens
@@ -63,6 +74,15 @@ LISTS: dict[type[Body], str] = {
     JsonObjectFormat: "type",
     JsonSchemaFormat: "json_schema type",
     NamedSchema: "description name schema strict",
+    ToolCall: "function id type",
+    CalledFunction: "arguments name",
+    FunctionTool: "function type",
+    FunctionDefinition: "description name parameters strict",
+    NamedTool: "function type",
+    FunctionName: "name",
+    AllowedTools: "allowed_tools type",
+    Allowed: "mode tools",
+    Prediction: "content type",
 }
 OPENAI = {schema: frozenset(names.split()) for schema, names in LISTS.items()}
 """The properties of each object in OpenAI's specification."""
@@ -106,6 +126,20 @@ MESSAGES: dict[str, type[Body]] = {
     "messages[], assistant": AssistantMessage,
     "messages[], tool": ToolMessage,
     "messages[].content[]": TextPart,
+    "messages[].tool_calls[]": ToolCall,
+    "messages[].tool_calls[].function": CalledFunction,
+}
+TOOLS: dict[str, type[Body]] = {
+    "tools[]": FunctionTool,
+    "tools[].function": FunctionDefinition,
+    "tool_choice, function": NamedTool,
+    "tool_choice.function": FunctionName,
+    "tool_choice, allowed_tools": AllowedTools,
+    "tool_choice.allowed_tools": Allowed,
+}
+PREDICTION: dict[str, type[Body]] = {
+    "prediction": Prediction,
+    "prediction.content[]": TextPart,
 }
 STREAM: dict[str, type[Body]] = {
     "stream_options": StreamOptions,
@@ -117,7 +151,11 @@ FORMATS: dict[str, type[Body]] = {
     "response_format.json_schema": NamedSchema,
 }
 ENDPOINTS = (
-    Endpoint("/v1/chat/completions", ChatRequest, {**MESSAGES, **FORMATS, **STREAM}),
+    Endpoint(
+        "/v1/chat/completions",
+        ChatRequest,
+        {**MESSAGES, **TOOLS, **PREDICTION, **FORMATS, **STREAM},
+    ),
     Endpoint("/v1/completions", CompletionRequest, STREAM),
     Endpoint("/v1/embeddings", EmbeddingRequest),
     Endpoint("/tokenize", TokenizeRequest, MESSAGES),

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rosellm.roseinfer.config import ReasoningParser, ToolParser
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.formats import Formats
 from rosellm.roseinfer.server.off_loop import off_loop
-from rosellm.roseinfer.server.schemas.messages import Message, ToolMessage
+from rosellm.roseinfer.server.schemas.messages import Message
 from rosellm.roseinfer.server.schemas.template import Rendering
+from rosellm.roseinfer.server.turns import Turns
 from rosellm.roseinfer.text.chat import ChatTemplate
 from rosellm.roseinfer.text.infill import Marks, marks_of, with_hole
 from rosellm.roseinfer.text.tokenizer import Tokenizer
@@ -22,6 +25,7 @@ from rosellm.roseinfer.text.tokenizer import Tokenizer
 # A text this many times longer than the longest tokens that fit is not even tokenised. More than
 # once, since normalisation can shorten a text (runs of spaces, unknown characters).
 HOPELESS = 8
+END_TOKENS = 16  # more than a marker and the white space behind it
 ANSWER = Rendering()
 
 
@@ -32,21 +36,29 @@ class TextTools:
     Attributes:
         longest_token: bytes of the longest token; a text has about its length over this many
             tokens, or more.
+        formats: in which the model answers.
     """
 
     tokenizer: Tokenizer
     template: ChatTemplate
     longest_token: int
+    formats: Formats
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> TextTools:
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        tool_parser: ToolParser = "auto",
+        reasoning_parser: ReasoningParser = "auto",
+    ) -> TextTools:
         """
         Raises:
             ModelError: the model's chat template is broken.
         """
         template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
         lengths = (len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
-        return cls(tokenizer, template, max(lengths, default=1) or 1)
+        formats = Formats.of(template, tool_parser, reasoning_parser)
+        return cls(tokenizer, template, max(lengths, default=1) or 1, formats)
 
 
 class Prompts:
@@ -60,11 +72,11 @@ class Prompts:
         self.tokenizer = tools.tokenizer
         self._template = tools.template
         self._longest_token = tools.longest_token
+        self.formats = tools.formats
         self._max_model_len = ready.max_model_len
         self._vocab_size = ready.vocab_size
-        # Most templates know no developer and would drop what it says.
-        source = str(self.tokenizer.chat_template)
-        self._knows_developer = not self._template.has_own or "developer" in source
+        format = tools.formats.tool_format
+        self._turns = Turns(tools.template, format.shape if format else None)
 
     async def chat(
         self,
@@ -107,7 +119,7 @@ class Prompts:
 
         def encode() -> tuple[str, list[int]]:
             text = self._template.render(
-                [self._turn(message) for message in messages],
+                self._turns(messages),
                 add_generation_prompt=how.add_generation_prompt,
                 continue_final_message=how.continue_final_message,
                 tools=how.tools,
@@ -155,6 +167,13 @@ class Prompts:
 
         return await off_loop(sum(len(text) for _, text in texts) + len(suffix or ""), all_ids)
 
+    async def prediction(self, text: str, param: str) -> list[int]:
+        """Token ids of what an answer may turn out to be; it need not fit."""
+        self._refuse_hopeless(len(text), param)
+        ids = await off_loop(len(text), lambda: self._encode(text, param, add_special_tokens=False))
+        self._check_ids(ids, param)
+        return ids
+
     async def tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text, however many."""
         return await off_loop(len(text), lambda: self._encode(text, "prompt", add_special_tokens))
@@ -168,16 +187,30 @@ class Prompts:
 
         return await off_loop(len(ids), decode)
 
-    def _turn(self, message: Message) -> dict[str, Any]:
-        role: str = message.role
-        if role == "developer" and not self._knows_developer:
-            role = "system"
-        turn = {"role": role, "content": message.text}
-        if message.named is not None:
-            turn["name"] = message.named
-        if isinstance(message, ToolMessage):
-            turn["tool_call_id"] = message.tool_call_id
-        return turn
+    def end(self, ids: Sequence[int]) -> str:
+        """The text of a prompt's last few tokens, special ones by their names."""
+        return self.tokenizer.decode(ids[-END_TOKENS:], skip_special_tokens=False)
+
+    def effort(self, asked: str | None) -> dict[str, Any]:
+        """What the template is told of ``reasoning_effort``.
+
+        Raises:
+            RequestError: it has no use for it.
+        """
+        if asked is None:
+            return {}
+        if "reasoning_effort" in self._template.variables:
+            return {"reasoning_effort": asked}
+        if "enable_thinking" in self._template.variables:
+            return {"enable_thinking": asked != "none"}
+        if asked not in ("none", "medium"):
+            raise RequestError(
+                "reasoning_effort: this model does not reason, or its chat template cannot say how"
+                " much",
+                param="reasoning_effort",
+                code="unsupported_parameter",
+            )
+        return {}
 
     def _marks(self) -> Marks:
         found = marks_of(self.tokenizer)

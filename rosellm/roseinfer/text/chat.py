@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rosellm.roseinfer.errors import ModelError, RequestError
+from rosellm.roseinfer.text.call_history import CallsInHistory, calls_in_history
 
 _PLAIN_FORMAT = """\
 {%- set heads = {"system": "[system]", "developer": "[system]",
@@ -49,6 +50,7 @@ class ChatTemplate:
 
     Attributes:
         has_own: whether the model brought a template.
+        source: of all of them.
 
     Raises:
         ModelError: a template is not valid Jinja, or none of several is the default.
@@ -62,9 +64,21 @@ class ChatTemplate:
         if not named:
             named = {"default": _PLAIN_FORMAT}
         self._templates = {name: _compile(name, text) for name, text in named.items()}
+        self.source = "\n".join(named.values())
         if "default" not in self._templates:
             raise ModelError(f"no default among the chat templates {', '.join(named)}")
         self._special_tokens = dict(special_tokens)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the templates look up beside what they set themselves."""
+        tree = _environment().parse(self.source)
+        return frozenset(meta.find_undeclared_variables(tree))
+
+    @cached_property
+    def calls(self) -> CallsInHistory:
+        """How this template wants the assistant's earlier tool calls."""
+        return calls_in_history(self)
 
     def render(
         self,

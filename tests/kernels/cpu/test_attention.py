@@ -7,11 +7,10 @@ from ctypes import byref
 
 import pytest
 import torch
-from torch import Tensor
 
 from rosellm.roseinfer.attention.native import NativeAttention
 from rosellm.roseinfer.kernels.cpu import structs
-from tests.kernels.paged import Heads, Sequences, assert_same_however_it_is_split
+from tests.kernels.paged import Heads, Sequences, assert_same_however_it_is_split, by_reference
 
 LENGTHS = [1, 5, 31, 64, 65, 130, 300]
 # heads, KV heads, head dim
@@ -140,7 +139,8 @@ def test_only_the_output_is_written(sequences, library, level):
     wide = torch.full((len(q) + 2, 90), 7.0)
     out = wide[1:-1, 10:70]
     keys, values = made.storage.layer(0)
-    before = keys.clone(), values.clone(), q.clone()
+    written = keys.data, values.data, q
+    before = [part.clone() for part in written]
     rows = (structs.Activations.of(part) for part in (q, out))
     call = structs.Attention(*rows, 6, made.scale, 0.0)
     cache = structs.KvCache.of(keys, values)
@@ -149,7 +149,7 @@ def test_only_the_output_is_written(sequences, library, level):
     assert torch.equal(out, wanted)
     out.fill_(7.0)
     assert (wide == 7.0).all()
-    for now, then in zip((keys, values, q), before, strict=True):
+    for now, then in zip(written, before, strict=True):
         assert torch.equal(now.view(torch.int32), then.view(torch.int32))
 
 
@@ -165,45 +165,44 @@ def test_the_output_may_replace_the_queries(sequences, library, level):
         assert torch.equal(q, torch.cat(made.attend(parts)).flatten(1))
 
 
-class Int8Attention:
-    """Attends with the cache in int8: keys and values are codes times a scale of each head."""
-
-    def __init__(self, library, block_size: int) -> None:
-        self._native = NativeAttention(block_size, library)
-        self._library = library
-        self.prepare, self.slots = self._native.prepare, self._native.slots
-
-    def run(self, q, keys, values, scale, meta, softcap=None):
-        codes, scales = zip(*map(in_int8, (keys, values)), strict=True)
-        rows = q.flatten(1)
-        out = torch.empty_like(rows)
-        parts = (structs.Activations.of(part) for part in (rows, out))
-        call = structs.Attention(*parts, q.shape[1], scale, softcap or 0.0)
-        cache = structs.KvCache.of(*codes, scales)
-        self._library.c.rose_attention(byref(call), byref(meta.sequences), byref(cache))
-        return out.view(q.shape)
-
-
-def in_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and scales; where x is NaN the scale is, and the code is 0."""
-    scales = x.abs().amax(-1) / 127
-    return (x / scales[..., None]).nan_to_num().round().to(torch.int8), scales
-
-
-def rounded_to_int8(x: Tensor) -> Tensor:
-    codes, scales = in_int8(x)
-    return codes * scales[..., None]
-
-
-@pytest.mark.parametrize("heads", [(6, 2, 10), (3, 3, 31), (8, 4, 128)], ids=str)
-def test_an_int8_cache(sequences, library, level, heads: Heads):
-    made = sequences(heads, 16, torch.float32, 150)
-    made.backend = Int8Attention(library, 16)
-    parts = made.random_parts(random.Random(3))
-    made.k, made.v = ([rounded_to_int8(x) for x in part] for part in (made.k, made.v))
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_an_int8_cache(sequences, level, heads: Heads):
+    """Windows, both directions, capped scores; and bits are the rows' own."""
     error = BF16_ERROR if level == "avx512" else 1e-5
-    assert_equals_dense(made, made.whole(), error)
-    assert_equals_dense(made, parts, error)
+    rng = random.Random(3)
+    for block_size, window in [(16, None), (1, 1), (7, 37), (4, 150)]:
+        made = sequences(heads, block_size, torch.float32, window, kv_dtype=torch.int8)
+        assert_equals_dense(made, made.whole(), error)
+        assert_equals_dense(made, made.random_parts(rng), error)
+        assert_same_however_it_is_split(made, rounds=2)
+    for options in ({"softcap": 0.7}, {"causal": False}):
+        made = sequences(heads, 16, torch.float32, None, kv_dtype=torch.int8, **options)
+        assert_equals_dense(made, made.whole(), error)
+
+
+def test_an_int8_cache_is_read_as_by_the_reference(sequences, level):
+    """The same numbers in the cache, so only the order of sums (and bf16) is between them."""
+    for heads in [(6, 2, 10), (8, 4, 128), (7, 1, 3)]:
+        made = sequences(heads, 16, torch.float32, 90, kv_dtype=torch.int8, softcap=5.0)
+        found = torch.cat(made.attend(made.whole()))
+        made.backend = by_reference(16)
+        wanted = torch.cat(made.attend(made.whole()))
+        error = BF16_ERROR if level == "avx512" else 1e-5
+        torch.testing.assert_close(found, wanted, rtol=error, atol=error)
+
+
+def test_int8_products_are_as_good_as_rounded_operands(sequences, level):
+    """The error beside what is stored is that of bf16 at most, and no bias."""
+    made = sequences((8, 4, 128), 16, torch.float32, None, [400], kv_dtype=torch.int8)
+    errors = made.attend(made.whole())[0].double() - made.dense(0)
+    assert errors.square().mean().sqrt() < 1e-3
+    assert errors.mean().abs() < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 700])
+def test_bits_of_long_int8_sequences_do_not_depend_on_chunks(sequences, level, threads, window):
+    lengths = [511, 512, 513, 1500]
+    made = sequences((4, 2, 64), 16, torch.bfloat16, window, lengths, kv_dtype=torch.int8)
     assert_same_however_it_is_split(made, rounds=2)
 
 

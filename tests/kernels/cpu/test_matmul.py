@@ -87,6 +87,19 @@ def test_product(
 
 
 @formats
+def test_any_number_of_rows_up_to_300(
+    library: Library, level: str, format: Format, group: int
+) -> None:
+    """Right, and each row with the same bits whatever their number."""
+    matrix = packed(library, 37, 161, format, group)
+    x = random(300, 161, seed=2)
+    whole = matrix.linear(x)
+    assert_near(whole, wanted(matrix, x, level))
+    for count in range(1, 300):
+        assert torch.equal(matrix.linear(x[:count]), whole[:count]), count
+
+
+@formats
 def test_hundreds_of_rows(library: Library, level: str, format: Format, group: int) -> None:
     matrix = packed(library, 70, 161, format, group)
     for count in (100, 300, 505):

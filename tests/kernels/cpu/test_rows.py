@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.cache.storage import KVGroup, KVStorage
 from rosellm.roseinfer.kernels import reference
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library, address
@@ -128,10 +129,10 @@ class Projection:
         angles = torch.rand(50, rotary // 2, generator=generator) * 6
         self.cos, self.sin, self.positions = angles.cos(), angles.sin(), positions
         self.slots = torch.randperm(count + 5, generator=generator)[:count]
-        self.caches = [torch.full((count + 5, kv_heads, dim), 3, dtype=dtype) for _ in range(2)]
-        self.scales = None
-        if dtype == torch.int8:
-            self.scales = (torch.zeros(count + 5, kv_heads), torch.zeros(count + 5, kv_heads))
+        group = KVGroup((0,), kv_heads, dim)
+        self.storage = KVStorage([group], [count + 4], 1, dtype, torch.device("cpu"))
+        for cache in self.storage.layer(0):
+            cache.data.fill_(3)
         widths = {"head": (dim, dim), "all": (heads * dim, kv_heads * dim), None: (0, 0)}[norm]
         self.norms = [torch.rand(width, generator=generator) + 0.5 for width in widths]
         self.normed = norm is not None
@@ -168,7 +169,7 @@ class Projection:
             positions.data_ptr(),
             slots.data_ptr(),
         )
-        cache = structs.KvCache.of(*self.caches, self.scales)
+        cache = structs.KvCache.of(*self.storage.layer(0))
         library.c.rose_qkv_to_cache(byref(call), byref(cache))
 
 
@@ -200,7 +201,8 @@ def test_projections_reach_the_cache(library, level, dtype, shape, norm):
     wanted_q, *wanted = made.wanted()
     assert_close(q, wanted_q.flatten(1), 1e-5)
     error = max(torch.finfo(dtype).eps / 2, 1e-5)
-    for cache, part in zip(made.caches, wanted, strict=True):
+    for kept, part in zip(made.storage.layer(0), wanted, strict=True):
+        cache = kept.data
         torch.testing.assert_close(cache[made.slots].double(), part, rtol=error * 1.01, atol=1e-5)
         untouched = torch.ones(len(cache), dtype=torch.bool)
         untouched[made.slots] = False
@@ -217,7 +219,7 @@ def test_halves_are_rounded_to_the_nearest_even(library, level, dtype):
     values[:, 1, ::4] *= 1e4
     values[:, 1, 1::4] *= 1e-3
     made.run(library, torch.empty(300, 40))
-    assert torch.equal(made.caches[1][made.slots], values.to(dtype))
+    assert torch.equal(made.storage.layer(0)[1].data[made.slots], values.to(dtype))
 
 
 def test_queries_may_stay_where_they_are(library, level):
@@ -225,12 +227,13 @@ def test_queries_may_stay_where_they_are(library, level):
     wanted_q, wanted_k, _ = made.wanted()
     made.run(library, made.qkv[:, : 4 * 64])
     assert_close(made.qkv[:, : 4 * 64], wanted_q.flatten(1), 1e-5)
-    assert_close(made.caches[0][made.slots], wanted_k, 1e-5)
+    assert_close(made.storage.layer(0)[0].data[made.slots], wanted_k, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("shape", PROJECTIONS, ids=str)
-def test_bits_of_a_projection_are_the_rows_own(library, level, threads, shape):
-    whole, parts = (Projection(*shape, torch.bfloat16, "head") for _ in range(2))
+def test_bits_of_a_projection_are_the_rows_own(library, level, threads, shape, dtype):
+    whole, parts = (Projection(*shape, dtype, "head") for _ in range(2))
     count = shape[0]
     at_once = torch.empty(count, whole.heads * whole.dim)
     one_by_one = torch.empty_like(at_once)
@@ -238,18 +241,65 @@ def test_bits_of_a_projection_are_the_rows_own(library, level, threads, shape):
     for row in range(count):
         parts.run(library, one_by_one[row : row + 1], slice(row, row + 1))
     assert torch.equal(at_once, one_by_one)
-    for a, b in zip(whole.caches, parts.caches, strict=True):
-        assert torch.equal(a, b)
+    for a, b in zip(whole.storage.layer(0), parts.storage.layer(0), strict=True):
+        assert torch.equal(a.data, b.data)
+        assert dtype != torch.int8 or torch.equal(a.scales, b.scales)
 
 
+@pytest.mark.parametrize("norm", [None, "head", "all"])
 @pytest.mark.parametrize("shape", PROJECTIONS, ids=str)
-def test_int8_keeps_a_scale_of_each_head(library, level, shape):
-    made = Projection(*shape, torch.int8)
+def test_int8_keeps_a_scale_of_each_head(library, level, shape, norm):
+    made = Projection(*shape, torch.int8, norm)
     made.qkv[0] = 0.0
     made.run(library, torch.empty(shape[0], made.heads * made.dim))
     _, *wanted = made.wanted()
-    for codes, scales, part in zip(made.caches, made.scales, wanted, strict=True):
-        scale = scales[made.slots][..., None].double()
+    for cache, part in zip(made.storage.layer(0), wanted, strict=True):
+        scale = cache.scales[made.slots][..., None].double()
         torch.testing.assert_close(scale, part.abs().amax(-1, keepdim=True) / 127)
-        found = codes[made.slots].double() * scale
-        assert ((found - part).abs() <= scale * 0.501).all()
+        codes = cache.data[made.slots]
+        assert ((codes.double() * scale - part).abs() <= scale * 0.501).all()
+        untouched = torch.ones(len(cache.data), dtype=torch.bool)
+        untouched[made.slots] = False
+        assert (cache.data[untouched] == 3).all()
+        assert (cache.scales[untouched] == 0).all()
+
+
+def extremes(dim: int) -> Tensor:
+    """Heads [N, dim] whose codes are at the edges of what there is."""
+    rows = [
+        torch.zeros(dim),
+        torch.full((dim,), 1e-42),  # a scale without a reciprocal
+        torch.full((dim,), -3e38),
+        torch.linspace(-127, 127, dim),
+        (torch.arange(dim) % 127 + 0.5).index_fill(0, torch.tensor([0]), 127.0),  # halfway
+        torch.full((dim,), -1e-30).index_fill(0, torch.tensor([dim - 1]), 5.0),
+        *normal(40, dim) * torch.logspace(-20, 20, 40)[:, None],
+    ]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("dim", [2, 10, 31, 64, 128, 256])
+def test_int8_is_what_the_reference_makes_bit_for_bit(library, level, dim):
+    """Of values, which reach the cache as they are."""
+    values = extremes(dim)
+    made = Projection(len(values), 1, 1, dim, 0, torch.int8)
+    made.qkv[:, 2 * dim :] = values
+    made.run(library, torch.empty(len(values), dim))
+    found = made.storage.layer(0)[1]
+    codes, scales = reference.kv_codes(values)
+    assert torch.equal(found.data[made.slots, 0], codes)
+    assert torch.equal(found.scales[made.slots, 0], scales)
+    assert codes.abs().max() == 127
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_seen_in_int8_too(library, level, bad):
+    for at in (0, 9, 30):
+        made = Projection(3, 1, 2, 31, 0, torch.int8)
+        made.qkv[1, 31 * 3 + at] = bad  # of the first head's values
+        made.run(library, torch.empty(3, 31))
+        values = made.storage.layer(0)[1]
+        read = values.data[made.slots].float() * values.scales[made.slots][..., None]
+        assert read[1, 0].isnan().all()
+        read[1, 0] = 0.0
+        assert read.isfinite().all()

@@ -194,6 +194,14 @@ def test_only_allowed_tokens(native, level, vocab_size, share):
     assert (allowed | ~possible.any(dim=1)).all()
 
 
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_the_tokens_are_the_references_with_a_mask_too(native, level, share):
+    logits, rows = make_logits(400, 997), wild_rows(400, 997, seed=6)
+    allowed = Words.random(400, 997, share).packed()
+    same = native.draw(logits, rows, allowed) == sampling.draw(logits, rows, allowed)
+    assert same.sum() >= 398
+
+
 # -- what should not be -----------------------------------------------------------
 
 

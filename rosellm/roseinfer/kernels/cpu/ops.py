@@ -21,6 +21,7 @@ from rosellm.roseinfer.kernels import reference
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
+from rosellm.roseinfer.kernels.cpu.packing import Packing, shape_of
 from rosellm.roseinfer.kernels.cpu.program import Program
 from rosellm.roseinfer.kernels.cpu.trace import (
     Attend,
@@ -35,6 +36,7 @@ from rosellm.roseinfer.kernels.cpu.trace import (
 )
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
+from rosellm.roseinfer.quant.formats import Format as QuantizedFormat
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -45,9 +47,10 @@ FORMATS: dict[torch.dtype, Format] = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
 }
-QUANTIZED: dict[int, Format] = {8: "int8", 4: "int4"}
 
 _ROWS = 4096
+
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,13 @@ class NativeOps:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._c = library.c
+        self._packing = Packing(library)
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
     ) -> Weight:
-        gated = activation is not None and activation.endswith("_mul")
         n, k = weight.shape
-        shape = Shape(FORMATS[weight.dtype], n, k, gated=gated)
+        shape = Shape(FORMATS[weight.dtype], n, k, gated=_is_gated(activation))
         wide = None if bias is None else bias.float()
         return Weight(Matrix.of(self._library, shape, weight, wide), activation or "store")
 
@@ -81,17 +84,36 @@ class NativeOps:
         activation: Activation | None,
         _dtype: torch.dtype,
     ) -> Weight:
-        form = weight.format
-        gated = activation is not None and activation.endswith("_mul")
-        n, k = weight.shape
-        shape = Shape(QUANTIZED[form.bits], n, k, group=form.group, gated=gated)
         wide = None if bias is None else bias.float()
+        shape = shape_of(weight.format, *weight.shape, _is_gated(activation))
         matrix = Matrix.empty(self._library, shape, wide)
         for first in range(0, weight.shape[0], _ROWS):  # so that few codes are spread at a time
             rows = weight.rows(slice(first, first + _ROWS))
             codes = Codes(rows.codes(), rows.scales.float(), rows.steps, rows.offsets)
             matrix.pack_codes(codes, first)
         return Weight(matrix, activation or "store")
+
+    def packed_bytes(
+        self, form: QuantizedFormat, shape: Size, activation: Activation | None
+    ) -> int:
+        return self._packing.num_bytes(shape_of(form, *shape, _is_gated(activation)))
+
+    def packed_data(self, weight: Weight) -> Tensor:
+        return weight.matrix.data
+
+    def from_packed(
+        self,
+        data: Tensor,
+        form: QuantizedFormat,
+        shape: Size,
+        bias: Tensor | None,
+        activation: Activation | None,
+    ) -> Weight:
+        matrix = self._packing.of(data, shape_of(form, *shape, _is_gated(activation)), bias)
+        return Weight(matrix, activation or "store")
+
+    def layout(self) -> str:
+        return self._packing.layout
 
     def linear(self, x: Any, weight: Weight) -> Any:
         if isinstance(x, Rows):
@@ -181,6 +203,10 @@ class NativeOps:
         meta: Any = step.metas[heads.group]
         self._c.rose_attention(byref(attention), byref(meta.sequences), byref(cache))
         return out
+
+
+def _is_gated(activation: Activation | None) -> bool:
+    return activation is not None and activation.endswith("_mul")
 
 
 def _fp32(x: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class Program:
         """Seconds since then, by kind of operation; products by their matrix [N, K]."""
         found: dict[str, float] = {}
         for operation, time in zip(self._listing.operations, self._times or (), strict=True):
-            name = operation.op
+            name: str = operation.op
             if operation.op == "linear":
                 shape = operation.what.matrix.shape
                 name = f"linear {shape.n} x {shape.k}"

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 #include "kernels.h"
@@ -123,15 +124,22 @@ ROSE_INLINE void keep(const float* head, int64_t dim, T* to, float*) {
         store_up_to(to + i, load_up_to(head + i, dim - i), dim - i);
 }
 
-// In int8 the largest number becomes 127.
+// In int8 the largest number becomes 127; no codes where the scale has no reciprocal. What is no
+// number, which a maximum passes over, makes the scale none, so that whoever reads it sees it.
 ROSE_INLINE void keep(const float* head, int64_t dim, int8_t* to, float* scale) {
-    F largest = zero();
-    for (int64_t i = 0; i < dim; i += LANES)
-        largest = max(abs(load_up_to(head + i, dim - i)), largest);
-    *scale = most(largest) / 127.0f;
-    const F inverse = splat(*scale > 0 ? 1.0f / *scale : 0.0f);
-    for (int64_t i = 0; i < dim; i += LANES)
-        store_up_to(to + i, rounded(load_up_to(head + i, dim - i) * inverse), dim - i);
+    F largest = zero(), nothing = zero();
+    for (int64_t i = 0; i < dim; i += LANES) {
+        const F a = load_up_to(head + i, dim - i);
+        largest = max(abs(a), largest);
+        nothing = fma(a, zero(), nothing);
+    }
+    *scale = most(largest) / 127.0f + sum(nothing);
+    const bool codes = *scale >= FLT_MIN && *scale <= FLT_MAX;
+    const F inverse = splat(codes ? 1.0f / *scale : 0.0f);
+    for (int64_t i = 0; i < dim; i += LANES) {
+        const F code = load_up_to(head + i, dim - i) * inverse;
+        store_up_to(to + i, rounded(codes ? code : zero()), dim - i);
+    }
 }
 
 // Queries, keys or values of one row, on their way; T is the type that they end in.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rosellm.roseinfer.cache.storage import KVTensor
+
 KV_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3}
 """A cache's type, by the name that torch has for it."""
 
@@ -56,18 +58,13 @@ class KvCache(Structure):
     )
 
     @classmethod
-    def of(
-        cls,
-        keys: Tensor,
-        values: Tensor,
-        scales: tuple[Tensor, Tensor] | None = None,
-    ) -> KvCache:
-        """A layer's cache: keys and values [slots, kv heads, D]; of int8, their scales
-        [slots, kv heads] in fp32."""
-        _, kv_heads, dim = keys.shape
-        pointers = [keys, values, *(scales or (None, None))]
+    def of(cls, keys: KVTensor, values: KVTensor) -> KvCache:
+        """A layer's cache."""
+        _, kv_heads, dim = keys.data.shape
+        pointers = keys.data, values.data, keys.scales, values.scales
         addresses = (None if part is None else part.data_ptr() for part in pointers)
-        return cls(*addresses, KV_TYPES[str(keys.dtype).removeprefix("torch.")], kv_heads, dim)
+        kind = KV_TYPES[str(keys.data.dtype).removeprefix("torch.")]
+        return cls(*addresses, kind, kv_heads, dim)
 
 
 class QkvToCache(Structure):

@@ -13,10 +13,13 @@ from rosellm.roseinfer.server.chat_choices import ChatChoices
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.generate import Answer, Job
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.rendering import rendering
 from rosellm.roseinfer.server.schemas.chat import ChatRequest
 from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
+from rosellm.roseinfer.server.tool_grammars import answer_grammar
+from rosellm.roseinfer.server.tools import tool_use
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 
 router = APIRouter(route_class=TolerantRoute)
@@ -50,9 +53,10 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
 
 
 async def _job(body: ChatRequest, service: Service) -> Job:
+    use = tool_use(body)
     prompt = await service.prompts.chat(
         body.messages,
-        body.rendering,
+        rendering(body, service.prompts),
         answer=body.least_answer,
         keep=body.truncate_prompt_tokens,
     )
@@ -62,6 +66,7 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         default=None,
         param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
     )
+    format = service.prompts.formats.of_answer(service.prompts.end(prompt), use)
     return service.job(
         prompt,
         body,
@@ -69,8 +74,16 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         logprobs=body.answer_logprobs,
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
-        grammar=await service.grammar(body),
+        prediction=await _prediction(body, service),
+        format=format,
+        grammar=await answer_grammar(body.form, use, format, service.grammars),
     )
+
+
+async def _prediction(body: ChatRequest, service: Service) -> list[int]:
+    if body.prediction is None:
+        return []
+    return await service.prompts.prediction(body.prediction.text, "prediction")
 
 
 async def _chunks(

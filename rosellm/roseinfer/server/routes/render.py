@@ -7,6 +7,7 @@ from msgspec import UNSET
 
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.rendering import rendering
 from rosellm.roseinfer.server.schemas.chat import ChatRequest
 from rosellm.roseinfer.server.schemas.responses import Rendered
 from rosellm.roseinfer.server.service import Served
@@ -19,7 +20,9 @@ router = APIRouter(route_class=TolerantRoute)
 async def render_chat(body: ChatRequest, service: Served, call: Called) -> Response:
     """The text that the chat template makes, and its token ids, however many."""
     service.check_model(body.model)
-    prompt, ids = await service.prompts.conversation(body.messages, body.rendering)
+    prompt, ids = await service.prompts.conversation(
+        body.messages, rendering(body, service.prompts)
+    )
     ids = service.prompts.truncated(ids, body.truncate_prompt_tokens, body.least_answer)
     return json_response(
         Rendered(

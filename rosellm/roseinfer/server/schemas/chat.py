@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from rosellm.roseinfer.server.schemas.answering import MAX_TOP_LOGPROBS, AnswerFields
 from rosellm.roseinfer.server.schemas.fields import Body, Empty, NoEffect, Rejected
+from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.sampling import INT64
 from rosellm.roseinfer.server.schemas.structured import (
     Form,
@@ -17,6 +18,7 @@ from rosellm.roseinfer.server.schemas.structured import (
     TextFormat,
 )
 from rosellm.roseinfer.server.schemas.template import ConversationFields
+from rosellm.roseinfer.server.schemas.tools import ToolFields
 
 KEPT_NOWHERE = "A server of one's own keeps no such record."
 MAX_METADATA = 16
@@ -38,7 +40,10 @@ Metadata = Annotated[
 ]
 
 
-class ChatRequest(ConversationFields, AnswerFields):
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ChatRequest(ConversationFields, ToolFields, AnswerFields):
     """A conversation to answer."""
 
     model: str = Field(description="Name of the served model, see `GET /v1/models`.")
@@ -53,6 +58,18 @@ class ChatRequest(ConversationFields, AnswerFields):
         ge=0,
         le=MAX_TOP_LOGPROBS,
         description="And those of so many likeliest ones in its place; only with `logprobs`.",
+    )
+    reasoning_effort: Effort | None = Field(
+        default=None,
+        description="What the chat template makes of it: a variable of its own, or whether the"
+        " model is to think (all but `none`). For a model without reasoning only `none` and"
+        " `medium` are accepted.",
+    )
+    prediction: Prediction | None = Field(
+        default=None,
+        description="What the answer may turn out to be, such as a file before an edit. The answer"
+        " is the same, and comes sooner the more of it was predicted. May stand beside any other"
+        " field; does nothing for an answer that has to match a grammar and tells `logprobs`.",
     )
     echo: bool | None = Field(
         default=None,
@@ -92,22 +109,9 @@ class ChatRequest(ConversationFields, AnswerFields):
         default=None, description="Answers are text."
     )
     moderation: Rejected[None] = Field(default=None, description="There is no moderation model.")
-    parallel_tool_calls: Rejected[Literal[True]] = Field(
-        default=None, description="Tools are not supported yet."
-    )
-    prediction: Rejected[None] = Field(
-        default=None, description="Predicted outputs are not supported yet."
-    )
     prompt_cache_options: Rejected[PromptCacheOptions] = Field(
         default=None, description="Every prefix is cached, without marks of where it ends."
     )
-    reasoning_effort: Rejected[Literal["medium"]] = Field(
-        default=None, description="Not supported yet."
-    )
-    tool_choice: Rejected[Literal["none"]] = Field(
-        default=None, description="Tools are not supported yet."
-    )
-    tools: Rejected[Empty] = Field(default=None, description="Tools are not supported yet.")
     verbosity: Rejected[Literal["medium"]] = Field(
         default=None, description="No model here is trained for it."
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 from rosellm.roseinfer.server.schemas.fields import Body, Empty, Rejected, one_or_list
 
@@ -27,15 +28,19 @@ Content = Annotated[
 ]
 
 
+def text_of(content: str | list[TextPart] | None) -> str:
+    """A content's text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content)
+
+
 class Turn(Body):
     """What all messages have."""
 
     @property
     def text(self) -> str:
-        content = getattr(self, "content", None)
-        if content is None or isinstance(content, str):
-            return content or ""
-        return "".join(part.text for part in content)
+        return text_of(getattr(self, "content", None))
 
     @property
     def named(self) -> str | None:
@@ -68,21 +73,58 @@ class UserMessage(Turn):
     name: str | None = Field(default=None, description=NAME)
 
 
+class CalledFunction(Body):
+    """What was called, and with what."""
+
+    name: str = Field(description="The function's name.")
+    arguments: str = Field(description="JSON of an object.")
+
+
+class ToolCall(Body):
+    """A call that the assistant has made."""
+
+    id: str = Field(description="What the tool's message refers to.")
+    type: Literal["function"] = Field(description="What the tool is.")
+    function: CalledFunction = Field(description="The call.")
+
+
 class AssistantMessage(Turn):
     """What the assistant has said; as the last one, what it goes on from."""
 
     role: Literal["assistant"] = Field(description="Who speaks.")
-    content: Content = Field(description="A text, or a list of text parts.")
+    tool_calls: list[ToolCall] | None = Field(
+        default=None, description="The tools that it has called."
+    )
+    content: Content | None = Field(
+        default=None,
+        validate_default=True,
+        description="A text, or a list of text parts; required unless there are `tool_calls`.",
+    )
     name: str | None = Field(default=None, description=NAME)
+    reasoning_content: str | None = Field(
+        default=None, description="How it reasoned, for chat templates that show it."
+    )
+    reasoning: str | None = Field(default=None, description="The same under its newer name.")
     refusal: Rejected[None] = Field(default=None, description="No model here gives one.")
     audio: Rejected[None] = Field(default=None, description="There is no audio.")
     annotations: Rejected[Empty] = Field(
         default=None, description="What OpenAI's answers carry; none are read."
     )
-    tool_calls: Rejected[Empty] = Field(default=None, description="The tools that it has called.")
     function_call: Rejected[None] = Field(
         default=None, description="Deprecated by OpenAI: `tool_calls` are its successor."
     )
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and "tool_calls" in info.data and not info.data["tool_calls"]:
+            raise PydanticKnownError("missing")
+        return content
+
+    @property
+    def thought(self) -> str | None:
+        """Its reasoning, under whichever name."""
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
 
 class ToolMessage(Turn):
@@ -91,6 +133,7 @@ class ToolMessage(Turn):
     role: Literal["tool"] = Field(description="Who speaks.")
     content: Content = Field(description="A text, or a list of text parts.")
     tool_call_id: str = Field(description="The call that this answers.")
+    name: str | None = Field(default=None, description="The function's name; known from the call.")
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
