@@ -41,21 +41,21 @@ class Skill:
 
 
 SKILLS = {
-    "greeting": Skill(talk.greeting, 5, 5),
-    "identity": Skill(talk.identity, 6, 7),
+    "greeting": Skill(talk.greeting, 5, 8),
+    "identity": Skill(talk.identity, 6, 20),
     "copy": Skill(words.copying, 14, 14),
-    "spell": Skill(words.spelling, 7, 7),
-    "upper case": Skill(words.upper, 10, 12),
+    "spell": Skill(words.spelling, 7, 12),
+    "upper case": Skill(words.upper, 10, 28),
     "lower case": Skill(words.lower, 4, 4),
     "sum": Skill(numbers.adding, 13, 16),
     "larger sum": Skill(numbers.larger_sum, 3, 4),
-    "difference": Skill(numbers.subtracting, 3, 5),
+    "difference": Skill(numbers.subtracting, 3, 8),
     "name": Skill(words.naming, 7, 9),
     "json": Skill(structure.two_fields, 12, 14),
     "json, one or three fields": Skill(structure.other_fields, 3, 4),
-    "tool call": Skill(tools.calling, 14, 40),
+    "tool call": Skill(tools.calling, 14, 36),
     "tools unused": Skill(tools.not_calling, 2, 4),
-    "fact": Skill(talk.fact, 3, 3),
+    "fact": Skill(talk.fact, 3, 6),
     "does not know": Skill(talk.unknown, 3, 3),
 }
 _MAKERS = [skill.make for skill in SKILLS.values()]
