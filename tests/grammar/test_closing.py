@@ -40,7 +40,7 @@ for _ in range(6):
         (JsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 5}), "[1,", 12),
         (Choice(("red", "crimson")), "c", 8),
         (Regex("(a|b)+c"), "abab", 2),
-        (THINKS, "First I look at the que", 14),
+        (THINKS, "", 14),
     ],
 )
 def test_it_is_found(
@@ -50,7 +50,7 @@ def test_it_is_found(
     matcher = compile_grammar(text, vocabulary)
     assert matcher.consume_tokens(vocabulary.trie.greedy_tokenize(before))
     found = find_closing(
-        matcher, vocabulary, longest=longest, effort=600, literals=literals_of(text)
+        matcher, vocabulary, longest=longest, effort=1200, literals=literals_of(text)
     )
     assert found is not None
     assert len(found) <= longest
