@@ -41,6 +41,7 @@ def parser() -> flags.Parser:
     _add_inspect(commands)
     _add_verify(commands)
     _add_quantize(commands)
+    _add_replay(commands)
     _add_bench(commands)
     _add_train(commands)
     _add_export(commands)
@@ -156,6 +157,23 @@ def _add_quantize(commands: Commands) -> None:
 
         quantize.add_flags(command)
         command.set_defaults(run=quantize.run)
+
+    command.fill = fill
+
+
+def _add_replay(commands: Commands) -> None:
+    command = commands.add_parser(
+        "replay",
+        help="answer logged requests again, and compare the tokens",
+        description="Answer the requests that a server has logged again, alone, one by one.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import replay
+
+        replay.add_flags(command)
+        command.set_defaults(run=replay.run)
 
     command.fill = fill
 

@@ -352,6 +352,7 @@ def generate(
     *,
     n: int | Sequence[int] = 1,
     generated: Sequence[Sequence[Sequence[int]]] | None = None,
+    predictions: Sequence[Sequence[int]] | None = None,
     arrivals: Sequence[int] | None = None,
     check: bool = True,
     **fields: Any,
@@ -362,6 +363,7 @@ def generate(
         params, n: one for all prompts, or one for each.
         generated: for resumption, per prompt, the tokens that each choice already has; the
             result holds only new ones.
+        predictions: per prompt, what its answers may turn out to be.
         arrivals: step before which each request is added; default: all before the first.
         check: whether the bookkeeping is checked after every step.
         fields: of every ``Add``, such as tenant or priority.
@@ -376,6 +378,7 @@ def generate(
             every[i],
             n=choices[i],
             generated=[list(g) for g in generated[i]] if generated else [],
+            prediction=list(predictions[i]) if predictions else [],
             **fields,
         )
         for i, prompt in enumerate(prompts)

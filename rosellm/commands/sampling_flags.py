@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
-from rosellm.roseinfer.server.validation import request_error
+from rosellm.roseinfer.server.validation import Known, request_error
 
 if TYPE_CHECKING:
     from rosellm.roseinfer.llm import SamplingParams
@@ -58,7 +58,7 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     try:
         SamplingFields.model_validate(own)
     except ValidationError as invalid:
-        error = request_error(invalid.errors(), own, HELP)
+        error = request_error(invalid.errors(), own, Known(HELP))
         name, _, complaint = str(error).partition(": ")
         raise ConfigError(f"{_flag(name.partition('[')[0])} {complaint}") from None
     return own

@@ -15,8 +15,33 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Kernels = Literal["auto", "reference"]
 Quantization = Literal["none", "int8", "int4"]
+UnknownParameters = Literal["reject", "warn"]
 HeadQuantization = Literal["auto", "none", "int8", "int4"]
 KVCacheDType = Literal["auto", "int8"]
+ToolParser = Literal[
+    "auto",
+    "none",
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "mistral_args",
+    "pythonic",
+    "deepseek",
+    "harmony",
+]
+ReasoningParser = Literal[
+    "auto",
+    "none",
+    "think",
+    "deepseek_r1",
+    "mistral",
+    "granite",
+    "command",
+    "seed_oss",
+    "kimi",
+    "harmony",
+]
+Speculate = Literal["none", "ngram"]
 
 
 def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
@@ -38,6 +63,12 @@ class ModelConfig:
     )
     chat_template: str | None = option(
         None, "chat template to use instead of the model's: a Jinja file, or the name of one of its"
+    )
+    tool_parser: ToolParser = option(
+        "auto", "format in which the model calls tools; auto is what its chat template shows"
+    )
+    reasoning_parser: ReasoningParser = option(
+        "auto", "markers of the model's reasoning; auto is what its chat template shows"
     )
     dtype: DType = option("auto", "type of weights and KV cache; auto keeps the checkpoint's")
     quantization: Quantization = option(
@@ -83,6 +114,12 @@ class SchedulerConfig:
     priority_ageing_s: float = option(
         10.0, "seconds of waiting that are worth one level of priority"
     )
+    speculate: Speculate = option(
+        "none", "draft tokens and verify several in one step; ngram drafts what repeats"
+    )
+    num_speculative_tokens: int = option(
+        16, "most tokens in one draft, those of a request's `prediction` included; 0 drafts none"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,3 +152,13 @@ class ServerConfig:
         None, "name that requests use in `model`; default: the folder's or file's name"
     )
     access_log: bool = option(True, "log one line a request")
+    unknown_parameters: UnknownParameters = option(
+        "reject",
+        "what a request field that nobody knows comes to: a 400, or (warn) an answer without it"
+        " whose `warnings` name it",
+    )
+    log_requests: str | None = option(
+        None,
+        "file to which each request is appended as a line of JSON, with its prompt's tokens and its"
+        " answer's; `rosellm replay` answers them again",
+    )

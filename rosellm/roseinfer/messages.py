@@ -44,6 +44,8 @@ class Add(msgspec.Struct, tag="add"):
         cache_salt: requests share cached prefixes only with equal salts.
         want: new tokens, or one vector of the prompt (then ``n`` is 1 and ``params`` count
             for nothing).
+        grammar: what every choice must match, see ``text/grammar_source.py``; none if empty.
+        prediction: token ids that the answers may turn out to be; drafts are taken from it.
     """
 
     id: int
@@ -56,6 +58,8 @@ class Add(msgspec.Struct, tag="add"):
     deadline: float | None = None
     cache_salt: str = ""
     want: Want = "tokens"
+    grammar: str = ""
+    prediction: list[int] = []
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -101,6 +105,8 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
         prompt_logprobs: of the prompt's tokens from the second on, as asked for; in order,
             in chunks, by the first choice only, the last chunk no later than its first token.
         pooled: the prompt's vector, in the only row of a request that wants one.
+        complete: whether "stop" means that the grammar allowed no more: then no stop token was
+            sampled, and the last token is part of the answer.
     """
 
     id: int
@@ -113,6 +119,7 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
     last: bool = False
     prompt_logprobs: list[Logprobs] | None = None
     pooled: Pooled | None = None
+    complete: bool = False
 
 
 class RowError(msgspec.Struct, omit_defaults=True):
@@ -125,7 +132,14 @@ class RowError(msgspec.Struct, omit_defaults=True):
 
 
 class Stats(msgspec.Struct, omit_defaults=True):
-    """State after one step; blocks satisfy free + used + cached == total."""
+    """State after one step; blocks satisfy free + used + cached == total.
+
+    Attributes:
+        waiting: sequences that are not running, those whose grammar is being compiled included.
+        waiting_grammar: how many those are.
+        incomplete: answers that were to match a grammar and ended by their length before they did.
+        drafted, accepted: tokens that were drafted so far, and how many of them were right.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -136,6 +150,10 @@ class Stats(msgspec.Struct, omit_defaults=True):
     steps: int = 0
     preemptions: int = 0
     batched_tokens: int = 0
+    waiting_grammar: int = 0
+    incomplete: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Outputs(msgspec.Struct, tag="outputs"):

@@ -5,6 +5,14 @@ of them computed, and each step lets computed tokens catch up within a budget.
 The same rule serves prompts, chunks of prompts, prefix hits, decoding,
 speculation and resumption after preemption.
 
+A request with a grammar waits, without holding anything, until ``constrain`` brings the states
+that its choices start from. These change only in ``update``.
+
+A sequence whose known tokens all fit may have drafts behind them, computed in what the step has
+left over: nobody waits, and nobody is preempted, for tokens that may be wrong. The step samples
+after each of them, and a draft that equals its position's own sample has been computed already.
+What was computed for the others lies in slots that are written again.
+
 Knows integers only: no tensors, no text. The cycle is ``schedule`` -> run the
 plan -> ``update`` (or ``discard``, after which the same work is planned again).
 """
@@ -12,12 +20,15 @@ plan -> ``update`` (or ``discard``, after which the same work is planned again).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rosellm.roseinfer.cache.manager import CacheManager, SequenceKV
-from rosellm.roseinfer.messages import Add, FinishReason, Output, Stats, Want
+from rosellm.roseinfer.grammar.constraint import Constraint, GrammarError
+from rosellm.roseinfer.grammar.masks import Masked
+from rosellm.roseinfer.messages import Add, FinishReason, Output, RowError, Stats, Want
 from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.speculation.drafter import Drafter
 from rosellm.roseinfer.step import (
     LogitRow,
     Sample,
@@ -31,10 +42,14 @@ from rosellm.roseinfer.step import (
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One Add and its choices. Followers wait until the first choice's prompt is cached."""
+    """One Add and its choices. Followers wait until the first choice's prompt is cached.
+
+    ``held`` until its grammar is compiled.
+    """
 
     id: int
     unfinished: int
+    held: bool = False
     sequences: list[Sequence] = field(default_factory=list)
     followers: list[Sequence] = field(default_factory=list)
 
@@ -58,6 +73,7 @@ class Sequence:
     tokens: list[int]
     rank: tuple[float, int]
     kv: SequenceKV
+    drafter: Drafter | None = None
     want: Want = "tokens"
     num_scored: int = 0
     num_computed: int = 0
@@ -65,6 +81,7 @@ class Sequence:
     in_flight: int = 0
     cached: int | None = None
     finished: bool = False
+    constraint: Constraint | None = None
 
     @property
     def pending(self) -> int:
@@ -87,21 +104,20 @@ class Sequence:
         return wanted and self.want == "tokens" and self.num_scored < self.prompt_len - 1
 
 
-class _Draft:
-    """A plan in the making: work by sequence number, and what is left of the budget."""
+class _Sketch:
+    """A plan in the making: known tokens and drafts of each sequence, and what is left."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.work: dict[int, Work] = {}
+        self.known: dict[Sequence, int] = {}
+        self.drafts: dict[Sequence, tuple[int, ...]] = {}
 
-    def put(self, work: Work) -> None:
-        self.work[work.sequence] = work
-        self.budget -= len(work.tokens)
+    def put(self, sequence: Sequence, count: int) -> None:
+        self.known[sequence] = count
+        self.budget -= count
 
     def drop(self, sequence: Sequence) -> None:
-        work = self.work.pop(sequence.number, None)
-        if work is not None:
-            self.budget += len(work.tokens)
+        self.budget += self.known.pop(sequence, 0)
 
 
 class Scheduler:
@@ -115,6 +131,8 @@ class Scheduler:
         ageing: seconds of waiting that are worth one level of priority.
         clock: seconds, monotonic.
         whole_prompts: whether a sequence must be computed in one step, as an encoder's.
+        lookup: whether every sequence drafts what it repeats.
+        longest_draft: tokens that one sequence may have drafted in a step.
     """
 
     def __init__(
@@ -127,6 +145,8 @@ class Scheduler:
         ageing: float,
         clock: Callable[[], float],
         whole_prompts: bool = False,
+        lookup: bool = False,
+        longest_draft: int = 0,
     ) -> None:
         self.cache = cache
         self.max_num_seqs = max_num_seqs
@@ -135,6 +155,8 @@ class Scheduler:
         self._ageing = ageing
         self._clock = clock
         self._whole_prompts = whole_prompts
+        self._lookup = lookup
+        self._longest_draft = longest_draft
         self._requests: dict[int, Request] = {}
         self._sequences: dict[int, Sequence] = {}
         self._waiting: list[tuple[tuple[float, int], Sequence]] = []
@@ -144,12 +166,15 @@ class Scheduler:
         self._steps = 0
         self._preemptions = 0
         self._batched_tokens = 0
+        self._incomplete = 0
+        self._drafted = 0
+        self._accepted = 0
 
     # -- requests ---------------------------------------------------------
 
     def add(self, message: Add) -> None:
         """Queue a request. Choices after the first wait until its prompt is in the cache."""
-        request = Request(message.id, unfinished=message.n)
+        request = Request(message.id, unfinished=message.n, held=bool(message.grammar))
         for choice in range(message.n):
             sequence = self._new_sequence(message, request, choice)
             request.sequences.append(sequence)
@@ -157,16 +182,28 @@ class Scheduler:
         self._requests[message.id] = request
         self._num_waiting += message.n
         request.followers = request.sequences[1:]
+        if not request.held:
+            self._enqueue(request.sequences[0])
+
+    def constrain(self, request_id: int, constraints: Iterable[Constraint]) -> None:
+        """A request's grammar is compiled: queue it, with where each choice begins."""
+        request = self._requests[request_id]
+        for sequence, constraint in zip(request.sequences, constraints, strict=True):
+            sequence.constraint = constraint
+        request.held = False
         self._enqueue(request.sequences[0])
+
+    def fail(self, request_id: int, error: RowError) -> Output:
+        """End a request now, with an error."""
+        self._end(self._requests[request_id])
+        return Output(request_id, finish="error", error=error, last=True)
 
     def abort(self, request_id: int) -> Output | None:
         """End a request now; None if it is not known (any more)."""
         request = self._requests.get(request_id)
         if request is None:
             return None
-        for sequence in request.sequences:
-            if not sequence.finished:
-                self._finish(sequence)
+        self._end(request)
         return Output(request_id, finish="abort", last=True)
 
     @property
@@ -178,24 +215,44 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests)
 
+    @property
+    def runnable(self) -> bool:
+        """Whether something can be planned, or waits for what is planned to come back."""
+        return any(not request.held for request in self._requests.values())
+
     # -- the step ---------------------------------------------------------
+
+    def constrained(self, plan: StepPlan) -> list[Masked]:
+        """The plan's logit rows that a grammar constrains."""
+        found: list[Masked] = []
+        row = 0
+        for work in plan.work:
+            sequence = self._sequences[work.sequence]
+            if sequence.constraint is not None:
+                found += _masked(sequence, sequence.constraint, work, row)
+            row += len(work.logits)
+        return found
 
     def schedule(self) -> StepPlan:
         """Plan the next step within the token budget."""
-        draft = _Draft(self.max_num_batched_tokens)
+        sketch = _Sketch(self.max_num_batched_tokens)
         for sequence in self._by_urgency():
-            count = min(sequence.pending, draft.budget)
-            if count > 0 and self._make_room(sequence, count, draft):
-                draft.put(self._work(sequence, count))
-        while draft.budget > 0 and (admitted := self._admit(draft.budget)) is not None:
-            count = min(admitted.pending, draft.budget)
-            self._make_room(admitted, count, draft)
-            draft.put(self._work(admitted, count))
-        plan = StepPlan(tuple(draft.work.values()))
-        for work in plan.work:
-            self._sequences[work.sequence].in_flight += 1
-            self._sequences[work.sequence].num_scheduled += len(work.tokens)
-        return plan
+            count = min(sequence.pending, sketch.budget)
+            if count > 0 and self._make_room(sequence, count, sketch):
+                sketch.put(sequence, count)
+        while sketch.budget > 0 and (admitted := self._admit(sketch.budget)) is not None:
+            count = min(admitted.pending, sketch.budget)
+            self._make_room(admitted, count, sketch)
+            sketch.put(admitted, count)
+        self._add_drafts(sketch)
+        work = [
+            self._work(sequence, count, sketch.drafts.get(sequence, ()))
+            for sequence, count in sketch.known.items()
+        ]
+        for sequence, count in sketch.known.items():
+            sequence.in_flight += 1
+            sequence.num_scheduled += count
+        return StepPlan(tuple(work))
 
     def update(self, plan: StepPlan, result: StepResult) -> list[Output]:
         """Take in what a plan computed; return the news, at most a row per sequence."""
@@ -206,11 +263,6 @@ class Scheduler:
             if sequence.finished:
                 self._forget_if_idle(sequence)
                 continue
-            sequence.num_computed += len(work.tokens)
-            self.cache.publish(sequence.kv, sequence.tokens, sequence.num_computed)
-            self.cache.trim(sequence.kv, sequence.num_computed)
-            if sequence.num_computed >= sequence.prompt_len:
-                self._release_followers(sequence)
             row = self._accept(sequence, work, done)
             if row is not None:
                 rows.append(row)
@@ -223,7 +275,7 @@ class Scheduler:
         for work in plan.work:
             sequence = self._sequences[work.sequence]
             sequence.in_flight -= 1
-            sequence.num_scheduled -= len(work.tokens)
+            sequence.num_scheduled -= work.num_known
             if sequence.finished:
                 self._forget_if_idle(sequence)
 
@@ -239,6 +291,10 @@ class Scheduler:
             steps=self._steps,
             preemptions=self._preemptions,
             batched_tokens=self._batched_tokens,
+            waiting_grammar=sum(r.unfinished for r in self._requests.values() if r.held),
+            incomplete=self._incomplete,
+            drafted=self._drafted,
+            accepted=self._accepted,
         )
 
     def check(self) -> None:
@@ -258,6 +314,9 @@ class Scheduler:
         self._serial += 1
         arrival = self._clock() + message.priority * self._ageing
         generated = message.generated[choice] if message.generated else []
+        drafter = self._new_drafter(message)
+        if drafter:
+            drafter.follow(generated)
         return Sequence(
             number=self._serial,
             request=request,
@@ -267,8 +326,14 @@ class Scheduler:
             tokens=[*message.prompt, *generated],
             rank=(arrival, self._serial),
             kv=self.cache.new_sequence(message.tenant, message.cache_salt),
+            drafter=drafter,
             want=message.want,
         )
+
+    def _new_drafter(self, message: Add) -> Drafter | None:
+        if not self._longest_draft or not (message.prediction or self._lookup):
+            return None
+        return Drafter(message.prediction, lookup=self._lookup, most=self._longest_draft)
 
     def _enqueue(self, sequence: Sequence) -> None:
         heapq.heappush(self._waiting, (sequence.rank, sequence))
@@ -289,7 +354,7 @@ class Scheduler:
         """Running sequences: those that need one token first, so that streams keep pace."""
         return sorted(self._running.values(), key=lambda s: (s.pending > 1, s.rank))
 
-    def _make_room(self, sequence: Sequence, count: int, draft: _Draft) -> bool:
+    def _make_room(self, sequence: Sequence, count: int, sketch: _Sketch) -> bool:
         """Hold blocks for ``count`` more tokens, at the cost of less urgent sequences."""
         if sequence.number not in self._running:
             return False  # preempted earlier in this very step
@@ -298,7 +363,7 @@ class Scheduler:
             if victim.in_flight:
                 return False  # until its plan has come back, its blocks cannot be taken
             self._preempt(victim)
-            draft.drop(victim)
+            sketch.drop(victim)
             if victim is sequence:
                 return False
         return True
@@ -342,30 +407,66 @@ class Scheduler:
             return self.cache.no_match()
         return self.cache.match(sequence.kv, sequence.tokens)
 
-    def _work(self, sequence: Sequence, count: int) -> Work:
+    def _add_drafts(self, sketch: _Sketch) -> None:
+        """Put drafts behind known tokens, in whatever tokens, rows and blocks are left over.
+
+        A step of drafts has no more rows than one without: each takes logits of a whole vocabulary.
+        """
+        rows = max(self.max_num_seqs, 1 + self._longest_draft) - len(sketch.known)
+        left = min(sketch.budget, rows)
+        wishes = [(s, self._wish(s, left)) for s, n in sketch.known.items() if n == s.pending]
+        wishes = sorted((wish for wish in wishes if wish[1]), key=lambda wish: len(wish[1]))
+        for index, (sequence, wish) in enumerate(wishes):
+            draft = wish[: left // (len(wishes) - index)]
+            length = sequence.num_scheduled + sequence.pending + len(draft)
+            if draft and self.cache.grow(sequence.kv, length):
+                sketch.drafts[sequence] = draft
+                left -= len(draft)
+
+    def _wish(self, sequence: Sequence, limit: int) -> tuple[int, ...]:
+        """What a sequence would have drafted. Its last token needs no draft after it.
+
+        A spare token's score is told for the next position alone, so none is drafted with those.
+        """
+        if sequence.drafter is None or not sequence.samples or self._tells_spares(sequence):
+            return ()
+        return sequence.drafter.propose(sequence.tokens, min(limit, self._room(sequence) - 1))
+
+    def _work(self, sequence: Sequence, count: int, drafts: tuple[int, ...]) -> Work:
         start = sequence.num_scheduled
-        logits: tuple[LogitRow, ...] = ()
         last = count == sequence.pending
-        if last and sequence.samples:
-            params = sequence.params
-            row = LogitRow(
-                offset=count - 1,
-                params=params,
-                choice=sequence.choice,
-                position=sequence.num_output,
-                history=tuple(sequence.tokens) if params.needs_history else (),
-                prompt_len=sequence.prompt_len,
-            )
-            logits = (row,)
+        rows = range(1 + len(drafts)) if last and sequence.samples else ()
         return Work(
             sequence=sequence.number,
             start=start,
-            tokens=tuple(sequence.tokens[start : start + count]),
+            tokens=(*sequence.tokens[start : start + count], *drafts),
             tables=tuple(tuple(table) for table in sequence.kv.tables),
-            logits=logits,
+            logits=tuple(self._row(sequence, count - 1, drafts[:index]) for index in rows),
             scoring=self._scoring(sequence, start, count),
             pool=last and sequence.want == "pooled",
         )
+
+    def _row(self, sequence: Sequence, last: int, drafts: tuple[int, ...]) -> LogitRow:
+        """The row after these drafts, which stand behind the work item's ``last`` known token."""
+        params = sequence.params
+        return LogitRow(
+            offset=last + len(drafts),
+            params=params,
+            choice=sequence.choice,
+            position=sequence.num_output + len(drafts),
+            history=(*sequence.tokens, *drafts) if params.needs_history else (),
+            prompt_len=sequence.prompt_len,
+            spare=self._spare(sequence),
+        )
+
+    def _spare(self, sequence: Sequence) -> int | None:
+        """A token whose score may be told in the place of the sampled one's."""
+        if sequence.constraint is None or not self._tells_spares(sequence):
+            return None
+        return sequence.constraint.spare(self._room(sequence))
+
+    def _tells_spares(self, sequence: Sequence) -> bool:
+        return sequence.constraint is not None and sequence.params.logprobs is not None
 
     def _scoring(self, sequence: Sequence, start: int, count: int) -> Scoring | None:
         """The chunk's prompt positions that have not been reported yet."""
@@ -386,37 +487,111 @@ class Scheduler:
             pooled=done.vector,
         )
         sequence.num_scored += len(done.scores)
-        if sequence.samples:
-            self._append(sequence, done.samples, row)
-        elif sequence.num_computed == len(sequence.tokens):
+        try:
+            accepted = self._append(sequence, work.drafts, done.samples, row)
+        except GrammarError as error:
+            message = f"the answer cannot go on: {error}"
+            return self.fail(sequence.request.id, RowError(message, status=400))
+        self._advance(sequence, work.num_known, accepted)
+        if not sequence.samples and sequence.num_computed == len(sequence.tokens):
             row.finish = "stop" if sequence.want == "pooled" else "length"
+        if row.finish is not None:
             self._finish(sequence)
         row.last = row.finish is not None and sequence.request.unfinished == 0
         return row if row.tokens or row.finish or row.prompt_logprobs else None
 
-    def _append(self, sequence: Sequence, samples: tuple[Sample, ...], row: Output) -> None:
-        """Append sampled tokens until one of them ends the sequence."""
+    def _append(
+        self,
+        sequence: Sequence,
+        drafts: tuple[int, ...],
+        samples: tuple[Sample, ...],
+        row: Output,
+    ) -> int:
+        """Append sampled tokens until one ends the sequence, or is not what was drafted.
+
+        What was sampled after it does not follow from it. Returns how many drafts were right.
+        """
         if samples and sequence.params.logprobs is not None:
             row.logprobs = []
-        for sample in samples:
-            sequence.tokens.append(sample.token)
-            row.tokens.append(sample.token)
-            if row.logprobs is not None and sample.logprobs is not None:
-                row.logprobs.append(sample.logprobs)
-            row.finish = self._finish_reason(sequence, sample.token)
-            if row.finish is not None:
-                self._finish(sequence)
+        accepted = 0
+        for index, sample in enumerate(samples):
+            taken = self._constrained_sample(sequence, sample, row, drafted=index > 0)
+            if taken is None:
+                accepted -= row.finish is None  # the position is sampled once more
                 break
+            sequence.tokens.append(taken.token)
+            row.tokens.append(taken.token)
+            if row.logprobs is not None and taken.logprobs is not None:
+                row.logprobs.append(taken.logprobs)
+            right = drafts[index : index + 1] == (taken.token,)
+            accepted += right
+            row.finish = self._finish_reason(sequence, taken.token, row)
+            if row.finish is not None or not right:
+                break
+        if sequence.drafter:
+            sequence.drafter.follow(row.tokens)
+            sequence.drafter.learn(len(drafts), accepted)
+        self._drafted += len(drafts)
+        self._accepted += accepted
+        return accepted
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        params = sequence.params
+    def _advance(self, sequence: Sequence, known: int, accepted: int) -> None:
+        """Known tokens and right drafts are computed; what was drafted wrongly is not there."""
+        sequence.num_computed += known + accepted
+        sequence.num_scheduled += accepted
+        self.cache.publish(sequence.kv, sequence.tokens, sequence.num_computed)
+        self.cache.trim(sequence.kv, sequence.num_computed)
+        if sequence.num_computed >= sequence.prompt_len:
+            self._release_followers(sequence)
+
+    def _constrained_sample(
+        self, sequence: Sequence, sample: Sample, row: Output, drafted: bool
+    ) -> Sample | None:
+        """What comes of a sample under the sequence's grammar; None if the answer ends before it.
+
+        After drafts, None as well if the mask had allowed nothing: the next step will tell why.
+
+        Raises:
+            GrammarError: nothing may come, and the answer may not end.
+        """
+        constraint = sequence.constraint
+        if constraint is None:
+            return sample
+        if constraint.stuck:
+            if not constraint.accepts:
+                raise GrammarError("the vocabulary has no token that its grammar allows here")
+            row.finish, row.complete = "stop", True
+            return None
+        if drafted and not constraint.allows(sample.token):
+            return None
+        token = constraint.take(sample.token, self._room(sequence) - 1)
+        if token is None:
+            row.finish = "length"
+            return None
+        return sample if token == sample.token else Sample(token, sample.spare)
+
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that may still come."""
+        context = self.max_model_len - len(sequence.tokens)
+        return min(sequence.params.max_tokens - sequence.num_output, context)
+
+    def _finish_reason(self, sequence: Sequence, token: int, row: Output) -> FinishReason | None:
+        params, constraint = sequence.params, sequence.constraint
         if token in params.stop_token_ids and sequence.num_output > params.min_tokens:
             return "stop"
-        if sequence.num_output >= params.max_tokens:
-            return "length"
-        if len(sequence.tokens) >= self.max_model_len:
-            return "length"
-        return None
+        room = self._room(sequence)
+        if constraint is not None and constraint.ended(room):
+            row.complete = True
+            return "stop"
+        if room > 0:
+            return None
+        self._incomplete += constraint is not None and not constraint.accepts
+        return "length"
+
+    def _end(self, request: Request) -> None:
+        for sequence in request.sequences:
+            if not sequence.finished:
+                self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         """End a sequence. Its blocks go when no submitted plan refers to them any more."""
@@ -433,3 +608,12 @@ class Scheduler:
         if sequence.in_flight == 0:
             self.cache.release(sequence.kv)
             del self._sequences[sequence.number]
+
+
+def _masked(sequence: Sequence, constraint: Constraint, work: Work, row: int) -> Iterator[Masked]:
+    """A sequence's logit rows, of which the first is the step's ``row``-th."""
+    first = work.logits[0].offset + 1 if work.logits else 0
+    for index, logit in enumerate(work.logits):
+        drafts = work.tokens[first : logit.offset + 1]
+        may_stop = logit.position >= sequence.params.min_tokens
+        yield Masked(row + index, constraint, drafts, may_stop)

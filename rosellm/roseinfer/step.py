@@ -20,8 +20,11 @@ class LogitRow(msgspec.Struct, frozen=True):
     Attributes:
         offset: index into the work item's tokens.
         position: index of the sampled token among the choice's output tokens.
-        history: prompt and output tokens so far, when the params look at them, else empty.
+        history: prompt and output tokens so far, drafts included, when the params look at them,
+            else empty.
         prompt_len: how many of ``history`` are prompt.
+        spare: a token that may have to take the sampled one's place, whose log-probability is
+            then wanted as well.
     """
 
     offset: int
@@ -30,6 +33,7 @@ class LogitRow(msgspec.Struct, frozen=True):
     position: int
     history: tuple[int, ...] = ()
     prompt_len: int = 0
+    spare: int | None = None
 
 
 class Scoring(msgspec.Struct, frozen=True):
@@ -52,7 +56,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         sequence: unique number of the sequence, never reused.
         start: position of the first token; everything before it is in the cache.
-        tokens: token ids at positions start, start + 1, ...
+        tokens: token ids at positions start, start + 1, ...; the last ones may be drafts.
         tables: block table per KV group, covering all positions up to the last one here.
         logits: positions to sample, in order of offset.
         scoring: prompt positions to score.
@@ -67,6 +71,16 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     scoring: Scoring | None = None
     pool: bool = False
 
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """Tokens that the sequence does not have (yet): a row stands before each, and one after."""
+        return self.tokens[len(self.tokens) + 1 - len(self.logits) :] if self.logits else ()
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that it has."""
+        return len(self.tokens) - len(self.drafts)
+
 
 class StepPlan(msgspec.Struct, frozen=True):
     """The work of one step."""
@@ -79,10 +93,11 @@ class StepPlan(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """The token chosen for one logit row."""
+    """The token chosen for one logit row; ``spare`` is the row's spare token's score."""
 
     token: int
     logprobs: Logprobs | None = None
+    spare: Logprobs | None = None
 
 
 class WorkResult(msgspec.Struct, frozen=True, omit_defaults=True):

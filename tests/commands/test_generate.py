@@ -128,7 +128,10 @@ def test_what_is_refused_before_anything_is_loaded(
 
 def test_a_sampling_flag_is_a_field() -> None:
     """One that is new to the schema is offered here, or left out on purpose."""
-    left_out = {"logit_bias", "priority", "cache_salt", "skip_special_tokens"}
+    left_out = {
+        *{"logit_bias", "priority", "cache_salt", "skip_special_tokens"},
+        "include_stop_str_in_output",
+    }
     assert set(sampling_flags.HELP) == SamplingFields.model_fields.keys() - left_out
 
 

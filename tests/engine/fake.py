@@ -79,11 +79,12 @@ def vector(add: Add) -> Pooled:
 
 @dataclass
 class Owner:
-    """What a sequence is made of, by the test's own account."""
+    """What a sequence is made of, by the test's own account; the last tokens may be drafts."""
 
     add: Add
     choice: int
     tokens: list[int]
+    drafts: int = 0
 
     def fingerprints(self, end: int) -> list[Fingerprint]:
         root = hash((self.add.tenant, self.add.cache_salt))
@@ -133,6 +134,7 @@ class FakeModel:
 
     Args:
         owner: who a sequence number belongs to.
+        max_model_len, longest_draft: limits that the scheduler was given.
     """
 
     def __init__(
@@ -141,7 +143,11 @@ class FakeModel:
         windows: Sequence[int | None],
         block_size: int,
         owner: Callable[[int], Owner],
+        max_model_len: int,
+        longest_draft: int,
     ) -> None:
+        self.max_model_len = max_model_len
+        self.longest_draft = longest_draft
         self._pools = pools
         self._windows = windows
         self._block_size = block_size
@@ -151,19 +157,36 @@ class FakeModel:
         # The past must be in the cache before this step writes anything.
         for work in plan.work:
             self._verify(work, work.start)
+            self._check_drafts(work)
         for work in plan.work:
             self._write(work)
         return StepResult(tuple(self._result(work) for work in plan.work))
 
+    def _reader(self, work: Work) -> Owner:
+        """The owner as this work sees it: with the drafts behind all that is known."""
+        owner = self._owner(work.sequence)
+        drafts = work.tokens[max(0, len(owner.tokens) - work.start) :]
+        return Owner(owner.add, owner.choice, [*owner.tokens, *drafts], len(drafts))
+
+    def _check_drafts(self, work: Work) -> None:
+        owner = self._reader(work)
+        assert work.drafts == tuple(owner.tokens[len(owner.tokens) - owner.drafts :])
+        assert work.num_known + owner.drafts == len(work.tokens)
+        assert owner.drafts <= self.longest_draft
+        if owner.drafts:
+            answer = owner.tokens[len(owner.add.prompt) :]
+            assert len(answer) < owner.add.params.max_tokens, "the last token needs no draft"
+            assert len(owner.tokens) < self.max_model_len
+
     def _verify(self, work: Work, end: int) -> None:
-        expected = self._owner(work.sequence).fingerprints(end)
+        expected = self._reader(work).fingerprints(end)
         for pool, window, table in zip(self._pools, self._windows, work.tables, strict=True):
             first = 0 if window is None else max(work.start - window + 1, 0)
             found = [pool.kv[self._slot(table, position)] for position in range(first, end)]
             assert found == expected[first:], f"sequence {work.sequence} reads another's cache"
 
     def _write(self, work: Work) -> None:
-        owner = self._owner(work.sequence)
+        owner = self._reader(work)
         end = work.start + len(work.tokens)
         assert 0 <= work.start < end <= len(owner.tokens)
         assert list(work.tokens) == owner.tokens[work.start : end]
@@ -176,16 +199,20 @@ class FakeModel:
                 pool.write(table[block], offset, values[position])
 
     def _result(self, work: Work) -> WorkResult:
-        owner = self._owner(work.sequence)
+        owner = self._reader(work)
         end = work.start + len(work.tokens)
         at_end = end == len(owner.tokens)
         pooled = owner.add.want == "pooled"
         samples = not pooled and owner.add.params.max_tokens > 0
-        assert len(work.logits) == (at_end and samples), "a token is sampled at the end only"
+        rows = 1 + owner.drafts if at_end and samples else 0
+        assert len(work.logits) == rows, "a token is sampled at the end, and around each draft"
         assert work.pool == (at_end and pooled)
         self._verify(work, end)
         return WorkResult(
-            samples=tuple(self._sample(owner, row, end - 1 - work.start) for row in work.logits),
+            samples=tuple(
+                self._sample(owner, row, work.start, len(owner.tokens) - owner.drafts + index)
+                for index, row in enumerate(work.logits)
+            ),
             scores=self._scores(owner, work),
             vector=vector(owner.add) if work.pool else None,
         )
@@ -201,10 +228,12 @@ class FakeModel:
         assert list(work.scoring.targets) == owner.add.prompt[first:end]
         return tuple(map(score, [owner.add.prompt[: i + 1] for i in range(first, end)]))
 
-    def _sample(self, owner: Owner, row: LogitRow, offset: int) -> Sample:
-        tokens, prompt_len = owner.tokens, len(owner.add.prompt)
-        assert (row.offset, row.params, row.choice) == (offset, owner.add.params, owner.choice)
-        assert row.position == len(tokens) - prompt_len
+    def _sample(self, owner: Owner, row: LogitRow, start: int, end: int) -> Sample:
+        """The token after the first ``end``, drafts that stand before it included."""
+        tokens, prompt_len = owner.tokens[:end], len(owner.add.prompt)
+        assert (row.params, row.choice) == (owner.add.params, owner.choice)
+        assert row.offset == end - 1 - start
+        assert row.position == end - prompt_len
         if row.params.needs_history:
             assert (list(row.history), row.prompt_len) == (tokens, prompt_len)
         return Sample(next_token(tokens, row.params, row.choice, row.position))
@@ -257,6 +286,8 @@ class Harness:
         prefix_cache: bool = True,
         ageing: float = 10.0,
         whole_prompts: bool = False,
+        lookup: bool = False,
+        longest_draft: int = 0,
     ) -> None:
         self.now = 0.0
         least = [-(-(w - 1) // block_size) + 2 - (-budget // block_size) for w in windows if w]
@@ -272,8 +303,12 @@ class Harness:
             ageing=ageing,
             clock=lambda: self.now,
             whole_prompts=whole_prompts,
+            lookup=lookup,
+            longest_draft=longest_draft,
         )
-        self.model = FakeModel(self.pools, windows, block_size, self._owner)
+        self.model = FakeModel(
+            self.pools, windows, block_size, self._owner, self.max_model_len, longest_draft
+        )
         self.asked: dict[int, Asked] = {}
         self.in_flight: deque[Submitted] = deque()
         self.steps = 0
@@ -291,6 +326,7 @@ class Harness:
         priority: int = 0,
         cache_salt: str = "",
         want: Want = "tokens",
+        prediction: Sequence[int] = (),
         **params: Any,
     ) -> int:
         """Add a request; ``params`` are sampling parameters. Returns its id."""
@@ -304,6 +340,7 @@ class Harness:
             priority=priority,
             cache_salt=cache_salt,
             want=want,
+            prediction=list(prediction),
         )
         answers = [list(tokens) for tokens in generated] or [[] for _ in range(n)]
         self.asked[add.id] = Asked(add, answers, [None] * n)
@@ -427,6 +464,8 @@ class Harness:
     def _check_plan(self, plan: StepPlan) -> None:
         assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(plan.work) <= self.scheduler.max_num_seqs
+        rows = sum(len(work.logits) for work in plan.work)
+        assert rows <= max(self.scheduler.max_num_seqs, 1 + self.model.longest_draft)
         assert len({work.sequence for work in plan.work}) == len(plan.work)
         for work in plan.work:
             assert not self.asked[self._sequences[work.sequence][0]].over

@@ -17,6 +17,8 @@ from hypothesis.stateful import (
 )
 
 from rosellm.roseinfer.cache import manager
+from rosellm.roseinfer.messages import Add
+from rosellm.roseinfer.request import SamplingParams
 from tests.engine.fake import END, Asked, Harness, alone
 
 LETTERS = st.one_of([st.lists(st.integers(0, 1), min_size=1, max_size=most) for most in (3, 6, 24)])
@@ -38,6 +40,9 @@ FIELDS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "cache_salt": st.sampled_from(["", "", "a"]),
     }
 )
+EDITS = st.lists(
+    st.tuples(st.integers(0, 20), st.lists(st.integers(0, END), max_size=3)), max_size=3
+)
 REQUESTS = st.tuples(LETTERS, st.sampled_from([1, 1, 2, 3]), PARAMS, FIELDS)
 MOST_IN_FLIGHT = 2
 
@@ -54,6 +59,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache=st.sampled_from([True, True, True, False]),
         hashes_per_call=st.sampled_from([1, 2, 1024]),
         depths=st.lists(st.integers(1, MOST_IN_FLIGHT), min_size=1, max_size=6),
+        lookup=st.booleans(),
+        longest_draft=st.sampled_from([0, 1, 3, 8]),
     )
     def start(
         self,
@@ -65,6 +72,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache: bool,
         hashes_per_call: int,
         depths: list[int],
+        lookup: bool,
+        longest_draft: int,
     ) -> None:
         self._depths = depths
         self._patch = pytest.MonkeyPatch()
@@ -76,6 +85,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             budget=budget,
             prefix_cache=prefix_cache,
+            lookup=lookup,
+            longest_draft=longest_draft,
         )
 
     def teardown(self) -> None:
@@ -93,6 +104,24 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, requests: list[tuple[list[int], int, dict[str, Any], dict[str, Any]]]) -> None:
         for prompt, n, params, fields in requests:
             self.harness.add(prompt[: self._longest_prompt], n=n, **params, **fields)
+
+    @rule(prompt=LETTERS, n=st.sampled_from([1, 1, 2]), params=PARAMS, fields=FIELDS, edits=EDITS)
+    def add_predicted(
+        self,
+        prompt: list[int],
+        n: int,
+        params: dict[str, Any],
+        fields: dict[str, Any],
+        edits: list[tuple[int, list[int]]],
+    ) -> None:
+        """The prediction is the first choice's answer, changed here and there."""
+        add = Add(0, prompt[: self._longest_prompt], SamplingParams(**params), n=n)
+        prediction, _ = (
+            alone(add, 0, self.harness.max_model_len) if params["max_tokens"] else ([], 0)
+        )
+        for at, letters in edits:
+            prediction[at : at + len(letters)] = letters
+        self.harness.add(add.prompt, n=n, prediction=prediction, **params, **fields)
 
     @rule(prompt=LETTERS, fields=FIELDS)
     def add_pooled(self, prompt: list[int], fields: dict[str, Any]) -> None:

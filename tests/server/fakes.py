@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from rosellm.roseinfer.config import SamplingDefaults
+from rosellm.roseinfer.config import SamplingDefaults, UnknownParameters
 from rosellm.roseinfer.messages import (
     Abort,
     Add,
@@ -29,6 +29,7 @@ from rosellm.roseinfer.messages import (
 from rosellm.roseinfer.server.app import create_app
 from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
 from rosellm.roseinfer.server.generate import Pipeline
+from rosellm.roseinfer.server.journal import Journal
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.service import Service
@@ -68,6 +69,14 @@ class ByteTokenizer(Tokenizer):
 
     def token_to_id(self, token: str) -> int | None:
         return {"<s>": BOS, "</s>": EOS}.get(token)
+
+
+class InfillTokenizer(ByteTokenizer):
+    """One with tokens for filling a hole in a text: the first three bytes."""
+
+    def token_to_id(self, token: str) -> int | None:
+        marks = {"<fim_prefix>": 0, "<fim_suffix>": 1, "<fim_middle>": 2}
+        return marks.get(token, super().token_to_id(token))
 
 
 Script = Callable[[Add], Iterable[Output]]
@@ -237,9 +246,12 @@ async def serving(
     name: str = "m",
     generates: bool = True,
     tokenizer: Tokenizer | None = None,
+    parsers: dict[str, Any] | None = None,
+    unknown_parameters: UnknownParameters = "reject",
+    journal: Journal | None = None,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(script, generates)
-    tools = TextTools.of(tokenizer or ByteTokenizer(chat_template))
+    tools = TextTools.of(tokenizer or ByteTokenizer(chat_template), **(parsers or {}))
     pipeline = Pipeline(engine, tools.tokenizer)
     ready = await pipeline.start()
     defaults = Defaults(flags or SamplingDefaults(), model or GenerationConfig(), (EOS,))
@@ -249,6 +261,8 @@ async def serving(
         pipeline,
         Prompts(tools, ready),
         Sampling(defaults, ready.vocab_size, ready.max_model_len),
+        unknown_parameters=unknown_parameters,
+        journal=journal,
     )
     app = create_app(service, api_key)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rosellm.roseinfer.messages import Output
-from rosellm.roseinfer.server.schemas.chat import Message
+from rosellm.roseinfer.server.schemas.messages import UserMessage
 from tests.server.fakes import (
     BOS,
     CHAT,
@@ -224,7 +224,7 @@ def test_a_template_without_developers_gets_system_messages() -> None:
 
 
 def test_message_names_reach_the_template() -> None:
-    message = Message(role="user", content="x", name="ann")
+    message = UserMessage(role="user", content="x", name="ann")
     assert (message.text, message.name) == ("x", "ann")
 
 

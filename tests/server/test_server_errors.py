@@ -105,7 +105,8 @@ def test_out_of_range(path: str, field: str, value: Any) -> None:
         ({"messages": user(5)}, "messages[0].content"),
         ({"messages": user(None)}, "messages[0].content"),
         ({"messages": user([])}, "messages[0].content"),
-        ({"messages": [*user("a"), {"role": "tool", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [*user("a"), {"role": "function", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [*user("a"), {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "nme": "y"}]}, "messages[0].nme"),
         (
             {"messages": user([{"type": "text", "text": "a"}, {"type": "image_url"}])},
@@ -134,7 +135,6 @@ def test_chat_params_are_named(fields: dict[str, Any], param: str) -> None:
     [
         ([], "prompt"),
         (5, "prompt"),
-        (None, "prompt"),
         ({"a": 1}, "prompt"),
         ([1, "a"], "prompt[1]"),
         (["a", 1], "prompt[1]"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from rosellm.roseinfer.errors import ModelError, RequestError
 from rosellm.roseinfer.text.chat import ChatTemplate, choose_template
@@ -27,7 +28,7 @@ TOKENS = {"bos_token": "<BOS>", "eos_token": "<EOS>", "pad_token": "<PAD>", "unk
 HI = [{"role": "user", "content": "Hi"}]
 
 
-def render(source: str, messages: list[dict[str, Any]] = HI, **kwargs: Any) -> str:
+def render(source: str | None, messages: list[dict[str, Any]] = HI, **kwargs: Any) -> str:
     return ChatTemplate(source, TOKENS).render(messages, **kwargs)
 
 
@@ -44,6 +45,39 @@ def test_known_templates(shared_data: Path, name: str) -> None:
         else:
             rendered = template.render(messages, **arguments)
             assert without_date(rendered) == without_date(results[case]["text"]), case
+
+
+PREFILLED = [*HI, {"role": "assistant", "content": "Well, [here] is"}]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_templates_can_be_continued(shared_data: Path, name: str) -> None:
+    """As transformers does it, which looks for the message's text in the whole prompt."""
+    source = (shared_data / "chat_templates" / f"{name}.jinja").read_text()
+    ours = render(source, PREFILLED, continue_final_message=True, add_generation_prompt=False)
+    theirs, _ = render_jinja_template(
+        [PREFILLED], chat_template=source, continue_final_message=True, **TOKENS
+    )
+    assert ours.endswith("Well, [here] is")
+    assert without_date(ours) == without_date(theirs[0])
+
+
+@pytest.mark.parametrize("content", ["[here]", "[here", "x[here]]]", "trailing  ", "\nlines\n"])
+def test_a_message_is_continued_where_its_text_ends(content: str) -> None:
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+    messages = [*HI, {"role": "assistant", "content": content}]
+    assert render(source, messages, continue_final_message=True) == (
+        f"<user>Hi</user><assistant>{content}"
+    )
+    assert render(None, messages, continue_final_message=True) == (
+        f"User: \nHi\nAssistant: \n{content}"
+    )
+
+
+def test_a_message_that_is_not_shown_cannot_be_continued() -> None:
+    with pytest.raises(RequestError, match="does not show the last message") as caught:
+        render("{{ messages[0].content }}", PREFILLED, continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
 
 
 def without_date(prompt: str) -> str:

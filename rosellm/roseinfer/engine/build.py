@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -13,12 +12,14 @@ import rosellm
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.cache.storage import KVStorage
-from rosellm.roseinfer.config import CacheConfig, EngineConfig
+from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.engine.load import Source, fill
 from rosellm.roseinfer.errors import ConfigError, ModelError
+from rosellm.roseinfer.grammar.vocabulary import Vocabulary, load_vocabulary
 from rosellm.roseinfer.kernels.table import Ops, choose_ops
 from rosellm.roseinfer.loading.assign import Place
+from rosellm.roseinfer.loading.identity import begin_hashing
 from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.registry import find_architecture
@@ -26,6 +27,7 @@ from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import memory, resolve
 from rosellm.roseinfer.runner.model_runner import ModelRunner
+from rosellm.roseinfer.text.load import load_tokenizer
 
 
 def build_engine(
@@ -53,6 +55,7 @@ def build_engine(
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
     size = partial(resolve.resolve_cache, config, spec, kv_dtype, device, step_tokens)
     size(_beside_weights(model, ops, dtype, device))  # what cannot work is refused before loading
+    weights = begin_hashing(config.model.model)
     source = Source(config.model.model, checkpoint, architecture.weights)
     came_from = fill(model, source, recipe, Place(dtype, device), on_progress, ops.packed)
     plan = size(memory.available(device))
@@ -69,17 +72,12 @@ def build_engine(
         device=str(device),
         invariant=invariant,
         fingerprint=_fingerprint(
-            config.model.model,
             device,
             invariant,
-            [
-                *map(str, (dtype, kv_dtype)),
-                repr(recipe),
-                ops.name,
-                backend.name,
-                repr(spec),
-                str(plan.max_model_len),  # rope scalings may depend on it
-            ],
+            weights.result(),
+            *(str(dtype), str(kv_dtype), repr(recipe), repr(spec)),
+            *(ops.name, ops.identity, backend.name),
+            str(plan.max_model_len),  # rope scalings may depend on it
         ),
         decisions=[
             device_decision,
@@ -103,7 +101,12 @@ def build_engine(
         cache=_cache(config.cache, spec, plan, kv_dtype),
         step_tokens=step_tokens,
         whole_prompts=not spec.causal,
+        vocabulary=partial(_vocabulary, config.model, spec.vocab_size),
     )
+
+
+def _vocabulary(config: ModelConfig, size: int) -> Vocabulary:
+    return load_vocabulary(load_tokenizer(config.tokenizer or config.model), size)
 
 
 def _cache(
@@ -143,16 +146,10 @@ def _tried(promised: bool, invariant: bool) -> str:
     return f"rows {kept} their bits in a batch, as tried on this machine"
 
 
-def _fingerprint(model: str, device: torch.device, invariant: bool, parts: Sequence[str]) -> str:
-    """Changes when outputs may change: version, torch, weights' files, device, ``parts``."""
-    digest = hashlib.blake2b(digest_size=6)
-    source = Path(model).expanduser()
-    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+def _fingerprint(device: torch.device, invariant: bool, *parts: str) -> str:
+    """Changes when outputs may change: version, torch, device and ``parts``."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    parts = (rosellm.__version__, torch.__version__, hardware, *parts)
-    digest.update("\n".join(parts).encode())
+    told = "\n".join((rosellm.__version__, torch.__version__, hardware, *parts))
+    digest = hashlib.blake2b(told.encode(), digest_size=6)
     promise = "invariant" if invariant else "batch-dependent"
     return f"fp_{digest.hexdigest()}_{promise}"

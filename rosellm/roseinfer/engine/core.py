@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
+from rosellm.roseinfer.grammar.compiler import Compiler, Wanted
+from rosellm.roseinfer.grammar.masks import Bits, Masker
+from rosellm.roseinfer.grammar.vocabulary import Vocabulary
 from rosellm.roseinfer.messages import (
     Abort,
     Add,
@@ -24,15 +28,21 @@ from rosellm.roseinfer.request import MAX_SEED
 from rosellm.roseinfer.scheduler import Scheduler
 from rosellm.roseinfer.step import StepPlan, StepResult
 
+_GRAMMAR_WAIT_S = 0.005
+"""How long a step waits for a grammar when there is nothing else to do."""
+
 
 class PendingResult(Protocol):
     def result(self) -> StepResult: ...
 
 
 class Runner(Protocol):
-    """What executes plans: the model runner, or a fake one in tests."""
+    """What executes plans: the model runner, or a fake one in tests.
 
-    def execute(self, plan: StepPlan) -> PendingResult: ...
+    ``masks`` are those of the plan's logit rows, where one of them is constrained.
+    """
+
+    def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> PendingResult: ...
 
 
 class EngineCore:
@@ -45,6 +55,7 @@ class EngineCore:
         cache: block tables of the runner's cache.
         step_tokens: tokens in one step.
         whole_prompts: see ``Scheduler``.
+        vocabulary: loads what grammars need to know of the tokenizer, when one is needed.
     """
 
     def __init__(
@@ -56,8 +67,11 @@ class EngineCore:
         cache: CacheManager,
         step_tokens: int,
         whole_prompts: bool = False,
+        vocabulary: Callable[[], Vocabulary] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._compiler = Compiler(vocabulary) if vocabulary else None
+        self._masker = Masker(facts.vocab_size)
         self.facts = facts
         self._runner = runner
         self._max_queue = config.max_queue
@@ -69,6 +83,8 @@ class EngineCore:
             ageing=config.priority_ageing_s,
             clock=clock,
             whole_prompts=whole_prompts,
+            lookup=config.speculate == "ngram",
+            longest_draft=config.num_speculative_tokens,
         )
         self._rows: list[Output] = []
 
@@ -79,10 +95,16 @@ class EngineCore:
     def add(self, message: Add) -> None:
         """Take a request in. A refusal is the request's only row in the next outputs."""
         error = self._refusal(message)
-        if error is None:
-            self.scheduler.add(message)
-        else:
+        if error is not None:
             self._rows.append(Output(message.id, finish="error", error=error, last=True))
+            return
+        self.scheduler.add(message)
+        if message.grammar and self._compiler is not None:
+            generated = message.generated or [[]] * message.n
+            params = message.params
+            room = min(params.max_tokens, self.facts.max_model_len - len(message.prompt))
+            wanted = Wanted(message.id, message.grammar, generated, room, params.stop_token_ids)
+            self._compiler.submit(wanted)
 
     def control(self, message: Abort | Flush) -> None:
         """Carry out a control; what it does not know (any more) it ignores."""
@@ -90,6 +112,8 @@ class EngineCore:
             self.scheduler.cache.flush()
             return
         for request in message.ids:
+            if self._compiler is not None:
+                self._compiler.forget(request)
             row = self.scheduler.abort(request)
             if row is not None:
                 self._rows.append(row)
@@ -100,12 +124,33 @@ class EngineCore:
 
     def step(self) -> Outputs:
         """Schedule, execute, update."""
+        self._take_grammars()
         plan = self.scheduler.schedule()
         if plan.work:
-            handle = self._runner.execute(plan)
+            handle = self._execute(plan)
             self._rows += self.scheduler.update(plan, handle.result())
         rows, self._rows = self._rows, []
         return Outputs(rows, self.scheduler.stats())
+
+    def _execute(self, plan: StepPlan) -> PendingResult:
+        """Start the plan; its masks are made meanwhile."""
+        masked = self.scheduler.constrained(plan)
+        if not masked:
+            return self._runner.execute(plan)
+        rows = sum(len(work.logits) for work in plan.work)
+        return self._runner.execute(plan, self._masker.start(masked, rows))
+
+    def _take_grammars(self) -> None:
+        """Let requests run whose grammars are compiled by now; wait for one if all do."""
+        if self._compiler is None or not self._compiler.busy:
+            return
+        idle = not self.scheduler.runnable and not self._rows
+        for compiled in self._compiler.finished(_GRAMMAR_WAIT_S if idle else 0.0):
+            if compiled.error:
+                error = RowError(f"the grammar cannot be used: {compiled.error}", status=400)
+                self._rows.append(self.scheduler.fail(compiled.request, error))
+            else:
+                self.scheduler.constrain(compiled.request, compiled.constraints)
 
     def _refusal(self, message: Add) -> RowError | None:
         """Why a request cannot be served; the API side has checked most of it before."""
@@ -117,6 +162,8 @@ class EngineCore:
             return RowError("n must be at least 1 and match what is resumed", status=400, param="n")
         if not 0 <= message.params.seed <= MAX_SEED:
             return RowError(f"seed must be 0 to {MAX_SEED}", status=400, param="seed")
+        if message.grammar and self._compiler is None:
+            return RowError("this engine has no vocabulary for grammars", status=400)
         if message.want == "pooled" and (message.n > 1 or longest):
             return RowError("a prompt has one vector", status=400, param="n")
         if message.want == "tokens" and not self.facts.generates:
@@ -153,4 +200,10 @@ def _token_ids(message: Add) -> list[Sequence[int]]:
     """Every token id in a request, wherever it would index something."""
     params = message.params
     biased = [token for token, _ in params.logit_bias]
-    return [message.prompt, *message.generated, params.stop_token_ids, biased]
+    return [
+        message.prompt,
+        *message.generated,
+        message.prediction,
+        params.stop_token_ids,
+        biased,
+    ]

@@ -73,6 +73,7 @@ class Ops:
         reason: why it was chosen.
         forward: a model as a step runs it: token ids [T] to hidden states [T, H].
         attention: makes the backend, for blocks of so many tokens.
+        identity: what else of it its results depend on: instructions, and the build.
         keeps_quantized: whether a packed quantised weight takes its own size, not the model's type.
         packed: how such weights can be kept in a file; None if not.
     """
@@ -92,6 +93,7 @@ class Ops:
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
     attention: Callable[[int, torch.device], AttentionBackend]
+    identity: str = ""
     keeps_quantized: bool = False
     packed: PackedForm | None = None
 
@@ -148,6 +150,7 @@ def native_ops(library: Library) -> Ops:
         logprobs_of=tokens.logprobs_of,
         forward=native.forward,
         attention=lambda block_size, _device: NativeAttention(block_size, library),
+        identity=library.identity,
         keeps_quantized=True,
         packed=native,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.llm.batch import located
@@ -14,10 +14,10 @@ from rosellm.roseinfer.llm.inputs import Conversation, Prompt
 from rosellm.roseinfer.llm.params import SamplingParams
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
 from rosellm.roseinfer.server.generate import Job
-from rosellm.roseinfer.server.schemas.chat import Message
 from rosellm.roseinfer.server.schemas.fields import Body
+from rosellm.roseinfer.server.schemas.messages import Message, Messages
 from rosellm.roseinfer.server.service import Service
-from rosellm.roseinfer.server.validation import request_error
+from rosellm.roseinfer.server.validation import Known, request_error
 
 Made = TypeVar("Made")
 
@@ -27,7 +27,7 @@ _COMPUTE_ONLY = SamplingParams(max_tokens=0)
 class _Chat(Body):
     """Messages as ``/v1/chat/completions`` takes them."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
 
 
 async def make_all(
@@ -105,4 +105,4 @@ def _messages(turns: Conversation) -> list[Message]:
     try:
         return _Chat.model_validate(body).messages
     except ValidationError as error:
-        raise request_error(error.errors(), body, _Chat.model_fields) from None
+        raise request_error(error.errors(), body, Known.of(_Chat)) from None

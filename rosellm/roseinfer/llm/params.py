@@ -12,9 +12,9 @@ from pydantic import (
     model_validator,
 )
 
+from rosellm.roseinfer.server.schemas.answering import MAX_TOP_LOGPROBS
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
-from rosellm.roseinfer.server.schemas.scoring import MAX_TOP_LOGPROBS
-from rosellm.roseinfer.server.validation import request_error
+from rosellm.roseinfer.server.validation import Known, request_error
 
 
 class SamplingParams(SamplingFields):
@@ -49,7 +49,7 @@ class SamplingParams(SamplingFields):
         try:
             return check(given)
         except ValidationError as error:
-            raise request_error(error.errors(), given, cls.model_fields) from None
+            raise request_error(error.errors(), given, Known.of(cls)) from None
 
     @field_validator("logit_bias", mode="before")
     @classmethod

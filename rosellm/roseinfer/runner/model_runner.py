@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.cache.storage import KVStorage
-from rosellm.roseinfer.kernels.table import Ops
+from rosellm.roseinfer.grammar.masks import Bits
+from rosellm.roseinfer.kernels.table import Forward, Ops
 from rosellm.roseinfer.layers.rope import Angles, RopeTable
 from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
@@ -85,13 +87,15 @@ class ModelRunner:
         self._forward = ops.forward(model, storage, self._ropes)
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> Handle:
+    def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> Handle:
         """Compute the plan's tokens, write their KV, sample its logit rows."""
         inputs = build_inputs(plan, self._device)
         hidden = self._hidden(inputs)
         chosen = None
         if inputs.logits:
-            chosen = sample(self._model.logits(hidden[inputs.rows]), inputs.logits, self._ops)
+            logits = self._model.logits(hidden[inputs.rows])
+            allowed = None if masks is None else torch.from_numpy(masks.result())
+            chosen = sample(logits, inputs.logits, self._ops, allowed)
         scores = score(self._model.logits, hidden, inputs, self._ops)
         return Handle(plan, inputs, chosen, scores, self._vectors(plan, hidden))
 
@@ -103,6 +107,11 @@ class ModelRunner:
     @property
     def model(self) -> Model:
         return self._model
+
+    @property
+    def forward(self) -> Forward:
+        """What runs the model in a step; for benchmarks."""
+        return self._forward
 
     def _hidden(self, inputs: StepInputs) -> Tensor:
         return self._forward(inputs.ids, self._step(inputs))

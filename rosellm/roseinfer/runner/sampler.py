@@ -23,8 +23,9 @@ class Chosen:
 
     Attributes:
         tokens: [R].
-        logprobs: of the L rows that want any: those of their tokens [L], and ids and
-            log-probabilities of the likeliest tokens [L, most that a row wants].
+        logprobs: of the L tokens of which they are wanted: each row's own, if it wants any, and
+            then its spare one: [L], and ids and log-probabilities of the likeliest tokens [L, most
+            that a row wants].
     """
 
     tokens: Tensor
@@ -35,34 +36,55 @@ class Chosen:
         tokens = self.tokens.tolist()
         wanted = [] if self.logprobs is None else [part.tolist() for part in self.logprobs]
         logprobs = zip(*wanted, strict=True)
-        samples = []
-        for row, token in zip(rows, tokens, strict=True):
-            count = row.params.logprobs
-            if count is None:
-                samples.append(Sample(token))
-            else:
-                chosen, ids, values = next(logprobs)
-                samples.append(Sample(token, Logprobs(chosen, ids[:count], values[:count])))
-        return samples
+        return [
+            Sample(token, *(Logprobs(*_cut(row, *next(logprobs))) for _ in _told(row, token)))
+            for row, token in zip(rows, tokens, strict=True)
+        ]
 
 
-def sample(logits: Tensor, rows: Sequence[LogitRow], ops: Ops) -> Chosen:
+def _told(row: LogitRow, token: int) -> list[int]:
+    """Tokens whose log-probabilities a row reports."""
+    if row.params.logprobs is None:
+        return []
+    return [token] if row.spare is None else [token, row.spare]
+
+
+def _cut(
+    row: LogitRow, chosen: float, ids: list[int], values: list[float]
+) -> tuple[float, list[int], list[float]]:
+    count = row.params.logprobs
+    return chosen, ids[:count], values[:count]
+
+
+def sample(
+    logits: Tensor, rows: Sequence[LogitRow], ops: Ops, allowed: Tensor | None = None
+) -> Chosen:
     """Choose a token for each row.
 
     Args:
         logits: [R, vocabulary] in fp32; not kept.
         rows: what each row wants, R of them.
+        allowed: see ``Ops.draw``.
     """
-    telling = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    telling = [i for i, row in enumerate(rows) for _ in _told(row, 0)]
     raw = logits[_ints(telling, logits)] if telling else None
     _add_bias(logits, rows)
     _forbid_stops(logits, rows)
     _penalise(logits, rows)
-    tokens = ops.draw(logits, rows, None)
+    tokens = ops.draw(logits, rows, None if allowed is None else allowed.to(logits.device))
     if raw is None:
         return Chosen(tokens)
     width = max(rows[i].params.logprobs or 0 for i in telling)
-    return Chosen(tokens, ops.logprobs_of(raw, tokens[_ints(telling, logits)], width))
+    return Chosen(tokens, ops.logprobs_of(raw, _told_tokens(rows, tokens, telling), width))
+
+
+def _told_tokens(rows: Sequence[LogitRow], tokens: Tensor, telling: Sequence[int]) -> Tensor:
+    told = tokens[_ints(telling, tokens)]
+    second = [i for i in range(1, len(telling)) if telling[i] == telling[i - 1]]
+    if second:
+        spares = [rows[telling[i]].spare or 0 for i in second]
+        told[_ints(second, tokens)] = _ints(spares, tokens)
+    return told
 
 
 def _floats(values: Sequence[float], like: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class AnswerText(Generic[Note]):
         context: ids that the answer continues, see ``Detokenizer``.
         stop: strings that end the answer; the text before the match is shown.
         min_tokens: stop strings count only in what follows the first so many tokens.
+        include_stop: show the match too.
 
     Notes come out in the order of their tokens. Those of tokens whose text starts at or after
     the match of a stop string never do; that of a token which the match cuts in two does.
@@ -35,16 +36,22 @@ class AnswerText(Generic[Note]):
         context: Sequence[int] = (),
         stop: Sequence[str] = (),
         min_tokens: int = 0,
+        include_stop: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, context)
-        self._stop = StopFilter(stop)
+        self._stop = StopFilter(stop, include_stop)
         self._min_tokens = min_tokens
         self._tokens = 0
         self._certain = 0  # characters that the tokens have come to
         self._shown = 0  # of these, the characters that have passed the stop filter
         self._open: list[tuple[int, Note]] = []  # start; the text of these is not certain yet
         self._closed: deque[tuple[int, int, Note]] = deque()  # start, end
+
+    @property
+    def characters(self) -> int:
+        """How many the tokens so far have certainly come to, before any stop string."""
+        return self._certain
 
     @property
     def stopped(self) -> bool:

@@ -11,11 +11,13 @@ from rosellm.roseinfer.server import error_body
 from rosellm.roseinfer.server.elsewhere import Elsewhere, Host
 from rosellm.roseinfer.server.middleware import BearerAuth, CancelOnDisconnect, RequestLog
 from rosellm.roseinfer.server.routes import (
+    capabilities,
     chat,
     completions,
     embeddings,
     generate,
     models,
+    render,
     tokenize,
 )
 from rosellm.roseinfer.server.service import Service
@@ -43,7 +45,7 @@ def create_app(served: Service | Host, api_key: str | None = None) -> FastAPI:
         strict_content_type=False,  # curl without a header still means JSON
     )
     app.state.service = served if isinstance(served, Service) else served.service
-    for routes in (models, chat, completions, generate, embeddings, tokenize):
+    for routes in (models, capabilities, chat, render, completions, generate, embeddings, tokenize):
         app.include_router(routes.router)
     error_body.add_handlers(app)
     if not isinstance(served, Service):

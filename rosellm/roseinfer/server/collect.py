@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rosellm.roseinfer.messages import FinishReason, Logprobs
-from rosellm.roseinfer.server.generate import Answer, Delta, Job, TokenLogprobs
+from msgspec import UNSET, UnsetType
+
+from rosellm.roseinfer.messages import Logprobs
+from rosellm.roseinfer.server.generate import Answer, Delta, Finish, Job, TokenLogprobs
 from rosellm.roseinfer.server.schemas.responses import (
     CompletionTokensDetails,
     PromptTokensDetails,
     Usage,
 )
+from rosellm.roseinfer.server.schemas.streaming import StreamFields
+from rosellm.roseinfer.text.parts import Call
 
 
 @dataclass
@@ -20,6 +24,9 @@ class Tally:
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
     @classmethod
     def of(cls, jobs: list[Job]) -> Tally:
@@ -28,6 +35,9 @@ class Tally:
     def add(self, delta: Delta) -> None:
         self.completion_tokens += len(delta.ids)
         self.cached_tokens += delta.cached
+        self.reasoning_tokens += delta.reasoning_tokens
+        self.accepted_prediction_tokens += delta.accepted
+        self.rejected_prediction_tokens += delta.rejected
 
     def usage(self) -> Usage:
         return Usage(
@@ -35,8 +45,32 @@ class Tally:
             self.completion_tokens,
             self.prompt_tokens + self.completion_tokens,
             PromptTokensDetails(self.cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(
+                reasoning_tokens=self.reasoning_tokens,
+                accepted_prediction_tokens=self.accepted_prediction_tokens,
+                rejected_prediction_tokens=self.rejected_prediction_tokens,
+            ),
         )
+
+
+@dataclass(frozen=True)
+class StreamedUsage:
+    """What the chunks of a stream say of the usage."""
+
+    asked: StreamFields
+    tally: Tally
+
+    @property
+    def so_far(self) -> Usage | UnsetType | None:
+        """In a chunk of the answer."""
+        if self.asked.continuous_usage:
+            return self.tally.usage()
+        return None if self.asked.include_usage else UNSET
+
+    @property
+    def last(self) -> Usage | None:
+        """In a chunk of its own, if there is to be one."""
+        return self.tally.usage() if self.asked.include_usage else None
 
 
 @dataclass
@@ -44,14 +78,28 @@ class Whole:
     """One finished choice; see ``Delta`` for its parts."""
 
     pieces: list[str] = field(default_factory=list)
-    finish: FinishReason = "stop"
+    finish: Finish = "stop"
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt: list[Logprobs] = field(default_factory=list)
     vector: bytes | None = None
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely its tokens are, the one that stopped it included."""
+        return self.logprob / max(1, len(self.ids))
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something beside text."""
+        return bool(self.reasoning or self.calls)
 
     @property
     def scores(self) -> int:
@@ -63,8 +111,12 @@ class Whole:
         self.pieces.append(delta.text)
         self.logprobs += delta.logprobs
         self.prompt += delta.prompt
+        self.reasoning += delta.reasoning
+        self.calls += delta.calls
         self.vector = delta.vector or self.vector
         self.finish = delta.finish or self.finish
+        self.ids += delta.ids
+        self.logprob += delta.logprob
 
 
 async def collect(answer: Answer, tally: Tally) -> list[Whole]:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from rosellm.roseinfer.errors import EngineDeadError, RequestError
 from rosellm.roseinfer.server.schemas.responses import ErrorBody, ErrorDetail, to_json
-from rosellm.roseinfer.server.validation import request_error
+from rosellm.roseinfer.server.validation import known_to, request_error
 
 log = logging.getLogger(__name__)
 
@@ -72,5 +72,5 @@ def _http(request: Request, error: Any) -> Response:
 def _invalid(request: Request, error: Any) -> Response:
     """What a schema refuses. Locations begin with "body"."""
     errors = [{**each, "loc": each["loc"][1:]} for each in error.errors()]
-    known = request.scope["route"].body_field.field_info.annotation.model_fields
+    known = known_to(request.scope["route"].body_field)
     return error_response(request_error(errors, error.body, known))

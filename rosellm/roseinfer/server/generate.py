@@ -10,8 +10,9 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Literal, Protocol
 
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import EngineDeadError, RequestError
@@ -29,11 +30,16 @@ from rosellm.roseinfer.messages import (
     Want,
 )
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.server.answer_text import AnswerText
+from rosellm.roseinfer.server.answer_reader import AnswerReader
+from rosellm.roseinfer.speculation.prediction import Alignment
+from rosellm.roseinfer.text.answer_parser import PLAIN, AnswerFormat
+from rosellm.roseinfer.text.parts import Call, Parts
 from rosellm.roseinfer.text.shown_specials import ShownSpecials
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+Finish = FinishReason | Literal["tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class Job:
             answer that starts anew (chat).
         want: new tokens, or the prompt's vector (then only ``prompt`` counts).
         skip_special_tokens: whether special tokens give no text.
+        format: what its answers hold beside text.
+        include_stop: show the stop string, or the stop token's text, that ended the answer.
+        grammar: what the answer must match, see ``Add``.
+        prediction: token ids that its answers may turn out to be.
     """
 
     prompt: list[int]
@@ -59,10 +69,18 @@ class Job:
     cache_salt: str = ""
     want: Want = "tokens"
     skip_special_tokens: bool = True
+    format: AnswerFormat = PLAIN
+    include_stop: bool = False
+    grammar: str = ""
+    prediction: list[int] = field(default_factory=list)
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
-        return tokenizer if self.skip_special_tokens else ShownSpecials(tokenizer)
+        if not self.skip_special_tokens:
+            return ShownSpecials(tokenizer)
+        markers = {tokenizer.token_to_id(marker) for marker in self.format.markers}
+        shown = tokenizer.special_ids.intersection(id for id in markers if id is not None)
+        return ShownSpecials(tokenizer, shown) if shown else tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +103,37 @@ class Delta:
         ids: the tokens that it took, the one that stopped it included.
         logprobs: of the tokens whose text is out by now, if asked for.
         prompt: the next prompt positions' log-probabilities, if asked for.
+        reasoning: what comes of the reasoning.
+        calls: of tools, each complete.
+        reasoning_tokens: how many tokens have turned out to be reasoning.
         vector: of a request that wants one, see ``Pooled``.
+        logprob: of all its ``ids`` together, if log-probabilities are asked for.
+        accepted: tokens of the prediction that are among the ``ids``.
+        rejected: with ``finish``, those that the choice does not have.
     """
 
     index: int
     text: str
     cached: int = 0
-    finish: FinishReason | None = None
+    finish: Finish | None = None
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt: tuple[Logprobs, ...] = ()
     vector: bytes | None = None
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    reasoning_tokens: int = 0
+    logprob: float = 0.0
+    accepted: int = 0
+    rejected: int = 0
+
+
+class Watcher(Protocol):
+    """Sees all that an answer is made of, as it comes."""
+
+    def see(self, item: Delta | Exception) -> None: ...
+    def end(self) -> None:
+        """Nothing more will come."""
 
 
 class Pipeline:
@@ -126,15 +164,18 @@ class Pipeline:
     async def stop(self) -> None:
         await self._client.stop()
 
-    def generate(self, jobs: Sequence[Job]) -> Answer:
+    def generate(self, jobs: Sequence[Job], watcher: Watcher | None = None) -> Answer:
         """Begin to answer these jobs together: if one fails, all do.
+
+        Args:
+            watcher: sees what the answer is made of.
 
         Raises:
             EngineDeadError: nothing can be generated any more.
         """
         if self.dead.is_set():
             raise EngineDeadError(self.death)
-        answer = Answer(self, choices=sum(job.n for job in jobs))
+        answer = Answer(self, sum(job.n for job in jobs), watcher)
         first = 0
         for job in jobs:
             answer.ids.append(self._add(job, first, answer))
@@ -179,6 +220,8 @@ class Pipeline:
                 priority=job.priority,
                 cache_salt=job.cache_salt,
                 want=job.want,
+                grammar=job.grammar,
+                prediction=job.prediction,
             )
         )
         return id
@@ -199,16 +242,19 @@ class Pipeline:
 class Answer:
     """The deltas of one ``generate`` call. Close it: what is unfinished then is aborted."""
 
-    def __init__(self, pipeline: Pipeline, choices: int) -> None:
+    def __init__(self, pipeline: Pipeline, choices: int, watcher: Watcher | None = None) -> None:
         self.ids: list[int] = []
         self.choices = choices
         self._pipeline = pipeline
         self._unfinished = choices
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._peeked: Delta | None = None
+        self._watcher = watcher
 
     def put(self, item: Delta | Exception) -> None:
         self._queue.put_nowait(item)
+        if self._watcher is not None:
+            self._watcher.see(item)
 
     async def begin(self) -> None:
         """Wait for the first news, so that an error known by then can be raised here."""
@@ -220,6 +266,9 @@ class Answer:
 
     def close(self) -> None:
         self._pipeline.drop(self.ids)
+        if self._watcher is not None:
+            self._watcher.end()
+            self._watcher = None
 
     def __aiter__(self) -> Answer:
         return self
@@ -274,42 +323,68 @@ class _Choice:
     """Rows of one choice on their way to deltas."""
 
     def __init__(self, job: Job, index: int, tokenizer: Tokenizer) -> None:
-        self.finish: FinishReason | None = None
+        self.finish: Finish | None = None
         self._index = index
-        self._text: AnswerText[TokenLogprobs] = AnswerText(
+        self._reasoning_tokens = 0
+        self._include_stop = job.include_stop
+        self._alignment = Alignment(job.prediction)
+        self._reader: AnswerReader[TokenLogprobs] = AnswerReader(
             tokenizer,
             context=job.prompt if job.continues else (),
             stop=job.stop,
             min_tokens=job.params.min_tokens,
+            format=job.format,
+            include_stop=job.include_stop,
         )
 
     def feed(self, row: Output, cached: int) -> Delta:
-        text, taken = self._read(row)
-        self.finish = "stop" if self._text.stopped else row.finish
+        parts, taken = self._read(row)
+        self.finish = self._finish(row)
+        ids = tuple(row.tokens[:taken])
         return Delta(
             self._index,
-            text,
+            parts.content,
             cached,
             self.finish,
-            ids=tuple(row.tokens[:taken]),
-            logprobs=tuple(self._text.notes()),
+            ids=ids,
+            logprobs=tuple(self._reader.notes()),
             prompt=tuple(row.prompt_logprobs or ()),
             vector=None if row.pooled is None else row.pooled.data,
+            reasoning=parts.reasoning,
+            calls=parts.calls,
+            reasoning_tokens=self._newly_reasoning(),
+            logprob=sum(each.chosen for each in (row.logprobs or ())[:taken]),
+            accepted=self._newly_accepted(ids),
+            rejected=self._alignment.rejected if self.finish else 0,
         )
 
-    def _read(self, row: Output) -> tuple[str, int]:
-        """The row's text, and how many of its tokens it took: none after a stop string."""
-        pieces = []
-        # The stop token itself is counted but never shown, even where it has a text.
-        shown = len(row.tokens) - (row.finish == "stop")
+    def _finish(self, row: Output) -> Finish | None:
+        ended = "stop" if self._reader.ended else row.finish
+        return "tool_calls" if ended is not None and self._reader.called else ended
+
+    def _newly_reasoning(self) -> int:
+        before, self._reasoning_tokens = self._reasoning_tokens, self._reader.reasoning_tokens
+        return self._reasoning_tokens - before
+
+    def _newly_accepted(self, ids: Sequence[int]) -> int:
+        before = self._alignment.accepted
+        self._alignment.follow(ids)
+        return self._alignment.accepted - before
+
+    def _read(self, row: Output) -> tuple[Parts, int]:
+        """The row's text, and how many of its tokens it took: none after the answer's end."""
+        parts = Parts()
+        # The stop token itself is counted, and shown only if asked for, even where it has a text.
+        by_token = row.finish == "stop" and not row.complete
+        shown = len(row.tokens) - (by_token and not self._include_stop)
         for position, token in enumerate(row.tokens[: max(0, shown)]):
             scores = TokenLogprobs(token, row.logprobs[position]) if row.logprobs else None
-            pieces.append(self._text.feed(token, scores))
-            if self._text.stopped:
-                return "".join(pieces), position + 1
+            parts += self._reader.read(token, scores)
+            if self._reader.ended:
+                return parts, position + 1
         if row.finish is not None:
-            pieces.append(self._text.flush())
-        return "".join(pieces), len(row.tokens)
+            parts += self._reader.finish()
+        return parts, len(row.tokens)
 
 
 def _refusal(error: RowError) -> RequestError:

@@ -9,6 +9,7 @@ from rosellm.roseinfer.loading.open import check_checkpoint
 from rosellm.roseinfer.server.defaults import Defaults, load_defaults
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.generate import Pipeline
+from rosellm.roseinfer.server.journal import Journal, build_of
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.service import Service
@@ -22,10 +23,14 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
         ModelError, ConfigError: it cannot serve what it was asked to.
         EngineDeadError: the engine ended while it was loading.
     """
+    path = options.server.log_requests
+    journal = None if path is None else Journal(path)
     tools, defaults = await asyncio.to_thread(_read_files, options)
     pipeline = Pipeline(client, tools.tokenizer)
     ready = await pipeline.start(on_progress)
     limits = options.engine.scheduler
+    if journal is not None:
+        journal.write(build_of(options.engine, ready))
     return Service(
         name=options.model_name,
         ready=ready,
@@ -33,11 +38,17 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
         prompts=Prompts(tools, ready),
         sampling=Sampling(defaults, ready.vocab_size, ready.max_model_len),
         max_choices=limits.max_queue + limits.max_num_seqs,
+        unknown_parameters=options.server.unknown_parameters,
+        journal=journal,
     )
 
 
 def _read_files(options: Options) -> tuple[TextTools, Defaults]:
     model = options.engine.model
     check_checkpoint(model.model)  # the engine would say it too, once it has imported torch
-    tools = TextTools.of(load_tokenizer(model.tokenizer or model.model, model.chat_template))
+    tools = TextTools.of(
+        load_tokenizer(model.tokenizer or model.model, model.chat_template),
+        model.tool_parser,
+        model.reasoning_parser,
+    )
     return tools, load_defaults(model.model, options.sampling, tools.tokenizer.eos_ids)

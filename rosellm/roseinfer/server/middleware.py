@@ -37,6 +37,7 @@ class RequestLog:
             return await self.app(scope, receive, send)
         begun = time.monotonic()
         request_id = _request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
         async def noting(message: Message) -> None:

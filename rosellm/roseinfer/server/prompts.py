@@ -10,16 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rosellm.roseinfer.config import ReasoningParser, ToolParser
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.formats import Formats
 from rosellm.roseinfer.server.off_loop import off_loop
-from rosellm.roseinfer.server.schemas.chat import Message
+from rosellm.roseinfer.server.schemas.messages import Message
+from rosellm.roseinfer.server.schemas.template import Rendering
+from rosellm.roseinfer.server.turns import Turns
 from rosellm.roseinfer.text.chat import ChatTemplate
+from rosellm.roseinfer.text.infill import Marks, marks_of, with_hole
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 # A text this many times longer than the longest tokens that fit is not even tokenised. More than
 # once, since normalisation can shorten a text (runs of spaces, unknown characters).
 HOPELESS = 8
+END_TOKENS = 16  # more than a marker and the white space behind it
+ANSWER = Rendering()
 
 
 @dataclass(frozen=True)
@@ -29,21 +36,29 @@ class TextTools:
     Attributes:
         longest_token: bytes of the longest token; a text has about its length over this many
             tokens, or more.
+        formats: in which the model answers.
     """
 
     tokenizer: Tokenizer
     template: ChatTemplate
     longest_token: int
+    formats: Formats
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> TextTools:
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        tool_parser: ToolParser = "auto",
+        reasoning_parser: ReasoningParser = "auto",
+    ) -> TextTools:
         """
         Raises:
             ModelError: the model's chat template is broken.
         """
         template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
         lengths = (len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
-        return cls(tokenizer, template, max(lengths, default=1) or 1)
+        formats = Formats.of(template, tool_parser, reasoning_parser)
+        return cls(tokenizer, template, max(lengths, default=1) or 1, formats)
 
 
 class Prompts:
@@ -57,27 +72,44 @@ class Prompts:
         self.tokenizer = tools.tokenizer
         self._template = tools.template
         self._longest_token = tools.longest_token
+        self.formats = tools.formats
         self._max_model_len = ready.max_model_len
         self._vocab_size = ready.vocab_size
-        # Most templates know no developer and would drop what it says.
-        source = str(self.tokenizer.chat_template)
-        self._knows_developer = not self._template.has_own or "developer" in source
+        format = tools.formats.tool_format
+        self._turns = Turns(tools.template, format.shape if format else None)
 
-    async def chat(self, messages: Sequence[Message], *, answer: int = 1) -> list[int]:
-        """The conversation, up to where the assistant's answer begins."""
-        self._refuse_hopeless(_length(messages), "messages")
-        ids = await self.conversation(messages)
-        return self._checked(ids, "messages", answer)
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        how: Rendering = ANSWER,
+        *,
+        answer: int = 1,
+        keep: int | None = None,
+    ) -> list[int]:
+        """The conversation, up to where the assistant's answer begins.
+
+        Args:
+            keep: only the last so many tokens of it, see ``truncated``.
+        """
+        if keep is None:
+            self._refuse_hopeless(_length(messages), "messages")
+        _, ids = await self.conversation(messages, how)
+        return self._checked(self.truncated(ids, keep, answer), "messages", answer)
+
+    def truncated(self, ids: list[int], keep: int | None, answer: int) -> list[int]:
+        """The last ``keep`` of these; -1 is as many as leave room for the answer."""
+        if keep is None:
+            return ids
+        return ids[-max(1, keep if keep > 0 else self._max_model_len - answer) :]
 
     async def conversation(
         self,
         messages: Sequence[Message],
+        how: Rendering = ANSWER,
         *,
         add_special_tokens: bool | None = None,
-        add_generation_prompt: bool = True,
-        tools: list[dict[str, Any]] | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation, however many.
+    ) -> tuple[str, list[int]]:
+        """Text and token ids of a conversation, however many.
 
         Args:
             add_special_tokens: None adds them unless the model's own template writes them.
@@ -85,35 +117,62 @@ class Prompts:
         if add_special_tokens is None:
             add_special_tokens = not self._template.has_own
 
-        def encode() -> list[int]:
+        def encode() -> tuple[str, list[int]]:
             text = self._template.render(
-                [self._turn(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=tools,
+                self._turns(messages),
+                add_generation_prompt=how.add_generation_prompt,
+                continue_final_message=how.continue_final_message,
+                tools=how.tools,
+                **how.variables,
             )
-            return self._encode(text, "messages", add_special_tokens)
+            return text, self._encode(text, "messages", add_special_tokens)
 
         return await off_loop(_length(messages), encode)
 
     async def batch(
-        self, prompts: Sequence[str | list[int]], param: str, *, answer: int = 1
+        self,
+        prompts: Sequence[str | list[int]],
+        param: str,
+        *,
+        answer: int = 1,
+        keep: int | None = None,
+        suffix: str | None = None,
     ) -> list[list[int]]:
         """Several prompts, each a text as it stands or token ids already.
 
         An empty text is just the beginning-of-sequence token.
+
+        Args:
+            keep: only the last so many tokens of each, see ``truncated``.
+            suffix: what comes behind the answer, of a model that can fill a hole.
         """
         several = len(prompts) > 1
+        marks = None if suffix is None else self._marks()
         named = [
             (f"{param}[{index}]" if several else param, prompt)
             for index, prompt in enumerate(prompts)
         ]
         texts = [(name, prompt) for name, prompt in named if isinstance(prompt, str)]
-        for name, text in texts:
+        for name, text in texts if keep is None else ():
             self._refuse_hopeless(len(text), name)
-        return await off_loop(
-            sum(len(text) for _, text in texts),
-            lambda: [self._prompt_ids(prompt, name, answer) for name, prompt in named],
-        )
+
+        def ids(name: str, prompt: str | list[int]) -> list[int]:
+            if marks is not None and suffix is not None:
+                return self._with_hole(marks, prompt, suffix, name)
+            return self._ids(prompt, name) if isinstance(prompt, str) else prompt
+
+        def all_ids() -> list[list[int]]:
+            made = ((name, self.truncated(ids(name, each), keep, answer)) for name, each in named)
+            return [self._checked(each, name, answer) for name, each in made]
+
+        return await off_loop(sum(len(text) for _, text in texts) + len(suffix or ""), all_ids)
+
+    async def prediction(self, text: str, param: str) -> list[int]:
+        """Token ids of what an answer may turn out to be; it need not fit."""
+        self._refuse_hopeless(len(text), param)
+        ids = await off_loop(len(text), lambda: self._encode(text, param, add_special_tokens=False))
+        self._check_ids(ids, param)
+        return ids
 
     async def tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text, however many."""
@@ -128,20 +187,57 @@ class Prompts:
 
         return await off_loop(len(ids), decode)
 
-    def _turn(self, message: Message) -> dict[str, Any]:
-        role = message.role
-        if role == "developer" and not self._knows_developer:
-            role = "system"
-        turn = {"role": role, "content": message.text}
-        return turn if message.name is None else {**turn, "name": message.name}
+    def end(self, ids: Sequence[int]) -> str:
+        """The text of a prompt's last few tokens, special ones by their names."""
+        return self.tokenizer.decode(ids[-END_TOKENS:], skip_special_tokens=False)
 
-    def _prompt_ids(self, prompt: str | list[int], param: str, answer: int) -> list[int]:
-        if not isinstance(prompt, str):
-            return self._checked(prompt, param, answer)
-        ids = self._encode(prompt, param, add_special_tokens=True)
+    def effort(self, asked: str | None) -> dict[str, Any]:
+        """What the template is told of ``reasoning_effort``.
+
+        Raises:
+            RequestError: it has no use for it.
+        """
+        if asked is None:
+            return {}
+        if "reasoning_effort" in self._template.variables:
+            return {"reasoning_effort": asked}
+        if "enable_thinking" in self._template.variables:
+            return {"enable_thinking": asked != "none"}
+        if asked not in ("none", "medium"):
+            raise RequestError(
+                "reasoning_effort: this model does not reason, or its chat template cannot say how"
+                " much",
+                param="reasoning_effort",
+                code="unsupported_parameter",
+            )
+        return {}
+
+    def _marks(self) -> Marks:
+        found = marks_of(self.tokenizer)
+        if found is None:
+            raise RequestError(
+                "suffix: this model has no tokens for filling a hole in a text",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        return found
+
+    def _with_hole(
+        self, marks: Marks, prompt: str | list[int], suffix: str, param: str
+    ) -> list[int]:
+        if isinstance(prompt, str):
+            prompt = self._encode(prompt, param, add_special_tokens=False)
+        try:
+            return with_hole(self.tokenizer, marks, prompt, suffix)
+        except RequestError as error:
+            error.param = error.param or "suffix"
+            raise
+
+    def _ids(self, text: str, param: str) -> list[int]:
+        ids = self._encode(text, param, add_special_tokens=True)
         if not ids and self.tokenizer.bos_id is not None:
-            ids = [self.tokenizer.bos_id]
-        return self._checked(ids, param, answer)
+            return [self.tokenizer.bos_id]
+        return ids
 
     def _encode(self, text: str, param: str, add_special_tokens: bool) -> list[int]:
         try:

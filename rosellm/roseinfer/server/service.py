@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from msgspec import UNSET
 
+from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
-from rosellm.roseinfer.server.generate import Job, Pipeline
+from rosellm.roseinfer.server.call import Call
+from rosellm.roseinfer.server.generate import Answer, Job, Pipeline
+from rosellm.roseinfer.server.journal import Journal, Record
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
+from rosellm.roseinfer.server.schemas.answering import AnswerFields
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
 
 SEED_NAME = "roseinfer-gpt2"
@@ -26,6 +32,8 @@ class Service:
 
     Attributes:
         name: what requests call it in ``model``.
+        unknown_parameters: what a field that no schema knows comes to.
+        journal: where requests for text are logged.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
     """
 
@@ -35,6 +43,8 @@ class Service:
     prompts: Prompts
     sampling: Sampling
     max_choices: int = 1024
+    unknown_parameters: UnknownParameters = "reject"
+    journal: Journal | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str, param: str | None = "model") -> None:
@@ -75,11 +85,13 @@ class Service:
         *,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        n: int | None = None,
         **more: Any,
     ) -> Job:
         """The job of one prompt.
 
         Args:
+            n: choices to make, where that is not what was asked for.
             logprobs, prompt_logprobs: see ``SamplingParams``.
             more: fields of ``Job``.
         """
@@ -88,21 +100,30 @@ class Service:
             params=self.sampling.params(
                 asked, max_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs
             ),
-            n=asked.choices,
+            n=n or asked.choices,
             stop=asked.stops,
             priority=asked.priority or 0,
             cache_salt=asked.cache_salt or "",
             skip_special_tokens=asked.skip_special_tokens is not False,
+            include_stop=bool(asked.include_stop_str_in_output),
             **more,
         )
 
-    def head(self, prefix: str) -> dict[str, Any]:
+    def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
+        """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``."""
+        if self.journal is None:
+            return self.pipeline.generate(jobs)
+        record = Record(self.journal, self.ready.fingerprint, call, jobs)
+        return self.pipeline.generate(jobs, record)
+
+    def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""
         return {
-            "id": f"{prefix}-{secrets.token_hex(16)}",
+            "id": f"{prefix}-{asked.request_id or secrets.token_hex(16)}",
             "created": int(time.time()),
             "model": self.name,
             "system_fingerprint": self.ready.fingerprint,
+            "warnings": call.warnings or UNSET,
         }
 
 

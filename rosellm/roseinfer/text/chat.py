@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rosellm.roseinfer.errors import ModelError, RequestError
+from rosellm.roseinfer.text.call_history import CallsInHistory, calls_in_history
 
 _PLAIN_FORMAT = """\
 {%- set heads = {"system": "[system]", "developer": "[system]",
@@ -49,6 +50,7 @@ class ChatTemplate:
 
     Attributes:
         has_own: whether the model brought a template.
+        source: of all of them.
 
     Raises:
         ModelError: a template is not valid Jinja, or none of several is the default.
@@ -62,9 +64,21 @@ class ChatTemplate:
         if not named:
             named = {"default": _PLAIN_FORMAT}
         self._templates = {name: _compile(name, text) for name, text in named.items()}
+        self.source = "\n".join(named.values())
         if "default" not in self._templates:
             raise ModelError(f"no default among the chat templates {', '.join(named)}")
         self._special_tokens = dict(special_tokens)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the templates look up beside what they set themselves."""
+        tree = _environment().parse(self.source)
+        return frozenset(meta.find_undeclared_variables(tree))
+
+    @cached_property
+    def calls(self) -> CallsInHistory:
+        """How this template wants the assistant's earlier tool calls."""
+        return calls_in_history(self)
 
     def render(
         self,
@@ -72,6 +86,7 @@ class ChatTemplate:
         /,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> str:
@@ -80,6 +95,7 @@ class ChatTemplate:
         Args:
             messages: OpenAI's message objects, with ``role`` and ``content``.
             add_generation_prompt: end with the start of the assistant's answer.
+            continue_final_message: end where the last message's content, a text, does.
             tools: OpenAI's tool objects, in the order given.
             kwargs: further variables for the template, such as ``enable_thinking``.
 
@@ -94,8 +110,26 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
+        if continue_final_message:
+            return self._open_render(variables, messages)
+        return self._render(variables)
+
+    def _open_render(self, variables: dict[str, Any], messages: list[dict[str, Any]]) -> str:
+        """The text up to a mark behind the last message's content."""
+        *before, last = messages
+        mark = _absent_from(last["content"])
+        marked = [*before, {**last, "content": last["content"] + mark}]
+        text, found, _ = self._render({**variables, "messages": marked}).rpartition(mark)
+        if not found:
+            raise RequestError(
+                "chat template: it does not show the last message, so there is none to continue",
+                param="continue_final_message",
+            )
+        return text
+
+    def _render(self, variables: dict[str, Any]) -> str:
         try:
-            return self._template_for(tools).render(variables)
+            return self._template_for(variables["tools"]).render(variables)
         except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error) or type(error).__name__
             raise RequestError(f"chat template: {reason}", param="messages") from error
@@ -104,6 +138,14 @@ class ChatTemplate:
         if tools and "tool_use" in self._templates:
             return self._templates["tool_use"]
         return self._templates["default"]
+
+
+def _absent_from(text: str) -> str:
+    """A word that the text does not hold, and that no template would cut."""
+    mark = "[here]"
+    while mark in text:
+        mark += "]"
+    return mark
 
 
 def choose_template(choice: str, own: str | Mapping[str, str] | None) -> str:

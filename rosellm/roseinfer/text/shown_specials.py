@@ -1,4 +1,4 @@
-"""A tokenizer as it reads where special tokens are not skipped: their names are text."""
+"""A tokenizer as it reads where special tokens, all or some, are text by their names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 
 class ShownSpecials(Tokenizer):
-    """Another tokenizer, none of whose tokens is hidden from a text."""
+    """Another tokenizer, some of whose special tokens are not hidden from a text.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        shown: these; None shows all.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, shown: frozenset[int] | None = None) -> None:
         self._tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
-        self.special_ids = frozenset()
+        self.special_ids = frozenset() if shown is None else tokenizer.special_ids - shown
         self.byte_run_ids = tokenizer.byte_run_ids
         self.bos_id = tokenizer.bos_id
         self.eos_ids = tokenizer.eos_ids
@@ -28,7 +32,9 @@ class ShownSpecials(Tokenizer):
         )
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of ``ids``: there is nothing to skip."""
+        """Text of ``ids``, without those that are still special."""
+        if skip_special_tokens and self.special_ids:
+            ids = [id for id in ids if id not in self.special_ids]
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, id: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -90,6 +91,12 @@ class Library:
     def set_threads(self, count: int) -> None:
         """Let count threads share each operation, the caller's included."""
         self.c.rose_set_threads(count)
+
+    @property
+    def identity(self) -> str:
+        """What results depend on beside their inputs: the level, and the compiled file."""
+        built = hashlib.sha256(Path(self.c._name).read_bytes()).hexdigest()
+        return f"{self.level} {built}"
 
     def describe(self) -> str:
         """What start-up says of it.

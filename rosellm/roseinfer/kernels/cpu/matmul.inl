@@ -39,6 +39,11 @@ struct Pairs {
     template <int R, int C>
     static constexpr Loop loop = pair_tiles<R, C>;
 };
+#elif defined(ROSE_AVX2)
+struct CodesAlone {
+    template <int R, int C>
+    static constexpr Loop loop = code_tiles<R>;
+};
 #endif
 
 template <class Kind, int R, int WIDEST>
@@ -90,6 +95,9 @@ constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], loops<Kind, 3, 1>(), loops
 template <>
 constexpr Loops MANY<Points<POINTS>>[] = {loops<Points<POINTS>, 1, 2>(),
                                          loops<Points<POINTS>, 2, 1>()};
+template <>
+constexpr Loops MANY<CodesAlone>[] = {loops<CodesAlone, 1, 1>(), loops<CodesAlone, 2, 1>(),
+                                     loops<CodesAlone, 3, 1>(), loops<CodesAlone, 4, 1>()};
 #else
 template <class Kind>
 constexpr Loops FEW[] = {loops<Kind, 1, 1>(), loops<Kind, 2, 1>()};
@@ -108,7 +116,11 @@ inline Family family_of(const Matrix& w) {
         case BF16: return family(FEW<Floats<bf16>>);
 #endif
         case INT8: return family(MANY<Points<POINTS>>);
+#if defined(ROSE_AVX2)
+        default: return family(MANY<CodesAlone>);
+#else
         default: return family(FEW<Points<UNFOLDING>>);
+#endif
     }
 }
 

@@ -5,7 +5,8 @@
 //
 //   floats  float [k][rows]
 //   pairs   bf16 [k / 2][rows][2]
-//   codes   scales float [groups][rows], corrections int32 [groups][rows], Code [k / 4][rows][4]
+//   points  scales float [groups][rows], corrections int32 [groups][rows], codes [k / 4][rows][4]
+//   codes   scales and corrections, sums of parts int32 [parts][rows], codes [k / 4][rows][4]
 //
 // A group's correction is -128 times the sum of its codes: weights are kept with 128 added.
 #pragma once
@@ -23,7 +24,7 @@ namespace {
 namespace matmul {
 
 #if defined(ROSE_AVX2)
-using Code = int16_t;  // there are only products of 16 bits that cannot overflow
+using Code = int16_t;  // of points: there are only products of 16 bits that cannot overflow
 #else
 using Code = int8_t;
 #endif
@@ -31,6 +32,7 @@ using Code = int8_t;
 // Bytes that a prepared row takes.
 inline int64_t prepared_bytes(const Matrix& w) {
     const int64_t k = padded_k(w);
+    if (in_codes(w)) return groups_of(w) * 8 + k / PART * 4 + k;
     if (quantised(w)) return groups_of(w) * 8 + k * int64_t(sizeof(Code));
     return in_pairs(w) ? k * 2 : k * 4;
 }
@@ -47,14 +49,8 @@ ROSE_INLINE float magnitude_of(const float* x, int64_t count) {
     return float_of(uint32_t(most(largest)));
 }
 
-ROSE_INLINE void store_codes(int8_t* to, I codes) { store(to, codes); }
-ROSE_INLINE void store_codes(int16_t* to, I codes) {
-    int32_t lanes[LANES];
-    std::memcpy(lanes, &codes, sizeof codes);
-    for (int lane = 0; lane < LANES; lane++) to[lane] = int16_t(lanes[lane]);
-}
-
 // `count` is a multiple of LANES.
+template <class Code>
 ROSE_INLINE void quantise_group(const float* x, int64_t count, float& scale, int32_t& correction,
                                 Code* codes) {
     const float largest = magnitude_of(x, count);
@@ -68,7 +64,7 @@ ROSE_INLINE void quantise_group(const float* x, int64_t count, float& scale, int
     for (int64_t i = 0; i < count; i += LANES) {
         const I code = rounded(load(x + i) * inverse);
         all = add(all, code);
-        store_codes(codes + i, code);
+        store(codes + i, code);
     }
     scale = largest / 127.0f;
     correction = -128 * sum(all);
@@ -110,7 +106,8 @@ inline void pairs_of(const Row& row, int64_t first, int64_t count, bf16* to) {
 }
 
 // One group; count is a multiple of PART.
-inline void codes_of(const Row& row, int64_t first, int64_t count, float& scale,
+template <class Code>
+void codes_of(const Row& row, int64_t first, int64_t count, float& scale,
                      int32_t& correction, Code* to) {
     float filled[LARGEST_GROUP];
     const bool whole = row.there(first, count) == count;
@@ -122,6 +119,7 @@ inline void codes_of(const Row& row, int64_t first, int64_t count, float& scale,
 struct Pair {
     bf16 of[2];
 };
+template <class Code>
 struct Four {
     Code of[4];
 };
@@ -176,24 +174,41 @@ inline void prepare_pairs(const Slice& slice, char* tile, Workspace& kept) {
     if (rows > 1) interleave(flat, rows, width / 2, to);
 }
 
-inline void prepare_codes(const Matrix& w, const Slice& slice, char* tile, Workspace& kept) {
+// Sums of the parts of a slice's rows, each of which has its codes in one piece.
+inline void add_up_parts(const Slice& slice, const int8_t* flat, int32_t* sums) {
+    const int64_t width = slice.width();
+    for (int64_t row = 0; row < slice.count; row++)
+        for (int64_t part = 0; part < width / PART; part++) {
+            int32_t sum = 0;
+            for (int64_t i = 0; i < PART; i++) sum += flat[row * width + part * PART + i];
+            sums[(slice.first / PART + part) * slice.count + row] = sum;
+        }
+}
+
+template <class Code>
+void prepare_codes(const Matrix& w, const Slice& slice, char* tile, Workspace& kept) {
     const int64_t rows = slice.count, width = slice.width(), groups = groups_of(w);
     auto* scales = reinterpret_cast<float*>(tile);
     auto* corrections = reinterpret_cast<int32_t*>(scales + groups * rows);
-    Four* to = reinterpret_cast<Four*>(corrections + groups * rows) + slice.first / 4 * rows;
-    Four* flat = rows == 1 ? to : kept.room<Four>(rows * width / 4);
+    auto* parts = corrections + groups * rows;
+    auto* all = reinterpret_cast<Four<Code>*>(parts + (in_codes(w) ? padded_k(w) / PART * rows : 0));
+    auto* to = all + slice.first / 4 * rows;
+    auto* flat = rows == 1 ? to : kept.room<Four<Code>>(rows * width / 4);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t first = slice.first; first < slice.last; first += w.group) {
             const int64_t at = first / w.group * rows + row;
             codes_of(slice.rows[row], first, smaller(w.group, slice.last - first), scales[at],
                      corrections[at], flat[(row * width + first - slice.first) / 4].of);
         }
+    if constexpr (sizeof(Code) == 1)
+        if (in_codes(w)) add_up_parts(slice, flat->of, parts);
     if (rows > 1) interleave(flat, rows, width / 4, to);
 }
 
 inline void prepare_slice(const Matrix& w, const Slice& slice, char* tile) {
     thread_local Workspace kept;
-    if (quantised(w)) return prepare_codes(w, slice, tile, kept);
+    if (in_codes(w)) return prepare_codes<int8_t>(w, slice, tile, kept);
+    if (quantised(w)) return prepare_codes<Code>(w, slice, tile, kept);
     if (in_pairs(w)) return prepare_pairs(slice, tile, kept);
     prepare_floats(slice, tile, kept);
 }

@@ -195,6 +195,16 @@ ROSE_INLINE void store(fp16* to, F a) {
     __m128i bits = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
 }
+ROSE_INLINE __m128i narrowed(I a) {  // to 16 bits
+    return _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+}
+ROSE_INLINE void store(int16_t* to, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrowed(a));
+}
+ROSE_INLINE void store(int8_t* to, I a) {
+    const __m128i halves = narrowed(a);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(halves, halves));
+}
 
 #else
 
@@ -336,6 +346,9 @@ ROSE_INLINE F load(const int8_t* from) {
 ROSE_INLINE void store(fp16* to, F a) {
     for (int lane = 0; lane < LANES; lane++) narrow(a[lane], to[lane]);
 }
+ROSE_INLINE void store(int8_t* to, I a) {
+    for (int lane = 0; lane < LANES; lane++) to[lane] = int8_t(a[lane]);
+}
 #endif
 
 #if !defined(ROSE_AVX512)
@@ -343,11 +356,6 @@ ROSE_INLINE void store(bf16* to, F a) {
     float lanes[LANES];
     store(lanes, a);
     for (int lane = 0; lane < LANES; lane++) narrow(lanes[lane], to[lane]);
-}
-ROSE_INLINE void store(int8_t* to, I a) {
-    int32_t lanes[LANES];
-    std::memcpy(lanes, &a, sizeof a);
-    for (int lane = 0; lane < LANES; lane++) to[lane] = int8_t(lanes[lane]);
 }
 #endif
 

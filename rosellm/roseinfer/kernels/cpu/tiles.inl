@@ -290,6 +290,93 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     }
 }
 
+#if defined(ROSE_AVX2)
+// -- Codes -------------------------------------------------------------------------------------
+// Products of codes of 4 bits and of 8 bits are so small that a part's fit in 16 bits: two inputs are
+// multiplied and added at once, and eight such added, before they take 32. A part's step and offset
+// come after. It is the same whole number as that of points.
+
+struct Halves {  // 16 int32, of eight outputs each
+    __m256i of[2];
+};
+
+// What a part's codes mean, of eight outputs: each in both halves, or in the lower one alone.
+struct Meaning {
+    __m256i step, offset;
+
+    ROSE_INLINE Meaning(const char* tile, const Part& part, int half) {
+        const Grid grid = grid_of(tile, part, half * LANES);
+        step = grid.step, offset = both(grid.offset, splat(int32_t(255)));
+    }
+    // Sums of codes times a row's, with what the offset adds; x_sum fits in 16 bits.
+    ROSE_INLINE __m256i total(__m256i sums, int32_t x_sum) const {
+        const __m256i stepped = _mm256_madd_epi16(sums, step);
+        return add(stepped, _mm256_madd_epi16(offset, splat(x_sum & 0xffff)));
+    }
+};
+
+// Adds a part of a tile and R rows: x [PART / 4][R][4].
+template <int R>
+ROSE_INLINE void add_part(const char* tile, const Part& part, const int8_t* x,
+                          const int32_t* x_sums, Halves (&all)[R]) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i sums[R][2];
+    repeat<R>([&](auto r) { sums[r][0] = sums[r][1] = _mm256_setzero_si256(); });
+    repeat<PART / 8>([&](auto line) {
+        const char* codes = tile + part.codes() + line * LINE;
+        const __m256i two[2] = {load_ints(codes), load_ints(codes + LINE / 2)};
+        repeat<2>([&](auto high) {
+            __m256i four[2];
+            repeat<2>([&](auto half) {
+                four[half] = both(high ? _mm256_srli_epi16(two[half], 4) : two[half], nibble);
+            });
+            repeat<R>([&](auto r) {
+                int32_t bytes;
+                std::memcpy(&bytes, x + ((2 * line + high) * R + r) * 4, sizeof bytes);
+                const __m256i value = _mm256_set1_epi32(bytes);
+                repeat<2>([&](auto half) {
+                    const __m256i products = _mm256_maddubs_epi16(four[half], value);
+                    sums[r][half] = _mm256_add_epi16(sums[r][half], products);
+                });
+            });
+        });
+    });
+    repeat<2>([&](auto half) {
+        const Meaning meaning(tile, part, half);
+        repeat<R>([&](auto r) {
+            all[r].of[half] = add(all[r].of[half], meaning.total(sums[r][half], x_sums[r]));
+        });
+    });
+}
+
+// The same as point_tiles, of one tile.
+template <int R>
+void code_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
+    const Matrix& w = panel.w;
+    const int64_t k = padded_k(w), groups = groups_of(w);
+    const auto* x_scales = reinterpret_cast<const float*>(prepared);
+    const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
+    const auto* x_sums = corrections + groups * R;
+    const auto* x = reinterpret_cast<const int8_t*>(x_sums + k / PART * R);
+    const char* tile = panel.tile(c);
+    std::memset(sums, 0, sizeof(float) * R * TILE);
+    for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
+        const int64_t first = group * w.group, last = smaller(k, first + w.group);
+        Halves all[R];
+        repeat<R>([&](auto r) { all[r].of[0] = all[r].of[1] = splat(corrections[r]); });
+        for (int64_t part = first / PART; part < last / PART; part++)
+            add_part<R>(tile, Part(part), x + part * PART * R, x_sums + part * R, all);
+        repeat<2>([&](auto half) {
+            const F scale = load(panel.scales(c, group) + half * LANES);
+            repeat<R>([&](auto r) {
+                float* to = sums + r * TILE + half * LANES;
+                store(to, fma(floats(all[r].of[half]), scale * splat(x_scales[r]), load(to)));
+            });
+        });
+    }
+}
+#endif
+
 }  // namespace matmul
 }  // namespace
 }  // namespace rose

@@ -88,8 +88,16 @@ inline bool in_pairs(const Matrix& w) {  // read as they are
 #endif
 }
 
+inline bool in_codes(const Matrix& w) {  // multiplied as they are, whatever the number of rows
+#if defined(ROSE_AVX2)
+    return w.format == INT4;
+#else
+    return w.format == INT4 && false;
+#endif
+}
+
 inline bool folded(const Matrix& w) {
-    return w.format == INT4 || w.format == FP16 || (w.format == BF16 && !in_pairs(w));
+    return (w.format == INT4 && !in_codes(w)) || w.format == FP16 || (w.format == BF16 && !in_pairs(w));
 }
 
 // Tiles of outputs side by side.

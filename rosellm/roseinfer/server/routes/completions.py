@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from fastapi import APIRouter, Response
-from msgspec import UNSET
 
-from rosellm.roseinfer.server.collect import Tally, collect
+from rosellm.roseinfer.server.call import Called
+from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.completion_choices import CompletionChoices
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
 from rosellm.roseinfer.server.generate import Answer, Job
@@ -17,33 +17,38 @@ from rosellm.roseinfer.server.schemas.completions import CompletionRequest
 from rosellm.roseinfer.server.schemas.responses import Completion
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
-from rosellm.roseinfer.server.strict_json import StrictRoute
+from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=TolerantRoute)
 
 
 @router.post("/v1/completions")
-async def create_completion(body: CompletionRequest, service: Served) -> Response:
+async def create_completion(body: CompletionRequest, service: Served, call: Called) -> Response:
     """Continue one or several prompts; choice index = prompt index * n + choice."""
     service.check_model(body.model)
     service.check_generates()
-    service.check_choices(len(body.prompts), body.choices)
+    service.check_choices(len(body.prompts), body.made)
     jobs = await _jobs(body, service)
     tally = Tally.of(jobs)
-    answer = service.pipeline.generate(jobs)
-    head = service.head("cmpl")
+    answer = service.answer(jobs, call)
+    head = service.head("cmpl", body, call)
     choices = CompletionChoices(body, jobs, jobs[0].reader(service.prompts.tokenizer))
     if body.stream:
         await answer.begin()
-        make = partial(Completion, **head, usage=None if body.include_usage else UNSET)
-        return event_stream(answer, _chunks(answer, tally, make, choices))
+        make = partial(Completion, **head)
+        return event_stream(answer, _chunks(answer, StreamedUsage(body, tally), make, choices))
     done = await choices.whole(await collect(answer, tally))
     return json_response(Completion(**head, choices=done, usage=tally.usage()))
 
 
 async def _jobs(body: CompletionRequest, service: Service) -> list[Job]:
-    answer = 0 if body.max_tokens == 0 else 1
-    prompts = await service.prompts.batch(body.prompts, "prompt", answer=answer)
+    prompts = await service.prompts.batch(
+        body.prompts,
+        "prompt",
+        answer=body.room(body.max_tokens, default=MAX_TOKENS_COMPLETION),
+        keep=body.truncate_prompt_tokens,
+        suffix=body.suffix or None,
+    )
     return [_job(body, prompt, service) for prompt in prompts]
 
 
@@ -55,18 +60,19 @@ def _job(body: CompletionRequest, prompt: list[int], service: Service) -> Job:
         prompt,
         body,
         max_tokens,
-        logprobs=body.logprobs,
+        logprobs=body.answer_logprobs,
+        n=body.made,
         prompt_logprobs=body.scored,
         continues=True,
     )
 
 
 async def _chunks(
-    answer: Answer, tally: Tally, make: partial[Completion], choices: CompletionChoices
+    answer: Answer, usage: StreamedUsage, make: partial[Completion], choices: CompletionChoices
 ) -> AsyncIterator[Completion]:
     async for delta in answer:
-        tally.add(delta)
+        usage.tally.add(delta)
         for choice in await choices.pieces(delta):
-            yield make(choices=[choice])
-    if make.keywords["usage"] is None:
-        yield make(choices=[], usage=tally.usage())
+            yield make(choices=[choice], usage=usage.so_far)
+    if usage.last is not None:
+        yield make(choices=[], usage=usage.last)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fastapi import APIRouter, Response
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.generate import Job
 from rosellm.roseinfer.server.json_response import json_response
@@ -21,17 +22,17 @@ from rosellm.roseinfer.server.schemas.responses import (
     to_json,
 )
 from rosellm.roseinfer.server.service import Served, Service
-from rosellm.roseinfer.server.strict_json import StrictRoute
+from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 from rosellm.roseinfer.server.vectors import encoded, shortened
 
 WAVE = 256  # inputs in the engine's queue at a time, so that many leave room for other requests
 NO_SAMPLING = SamplingParams(seed=0, max_tokens=0)
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=TolerantRoute)
 
 
 @router.post("/v1/embeddings")
-async def create_embeddings(body: EmbeddingRequest, service: Served) -> Response:
+async def create_embeddings(body: EmbeddingRequest, service: Served, call: Called) -> Response:
     """A vector of unit length for each input, in their order."""
     service.check_model(body.model)
     _check_dimensions(body.dimensions, service.ready.embedding_size)
@@ -43,7 +44,9 @@ async def create_embeddings(body: EmbeddingRequest, service: Served) -> Response
         len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
     )
     usage = EmbeddingUsage(tally.prompt_tokens, tally.prompt_tokens)
-    return json_response(EmbeddingList(data=data, model=service.name, usage=usage))
+    answer = EmbeddingList(data=data, model=service.name, usage=usage)
+    answer.warnings = call.warnings or UNSET
+    return json_response(answer)
 
 
 def _check_dimensions(asked: int | None, size: int) -> None:

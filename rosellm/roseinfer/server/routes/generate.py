@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Response
 
+from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_GENERATE
 from rosellm.roseinfer.server.generate import Answer, Job
@@ -20,11 +21,11 @@ router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/generate")
-async def generate(body: GenerateRequest, service: Served) -> Response:
+async def generate(body: GenerateRequest, service: Served, call: Called) -> Response:
     """Continue a prompt; the answer is the continuation alone."""
     service.check_generates(param=None)
     job = await _job(body, service)
-    answer = service.pipeline.generate([job])
+    answer = service.answer([job], call)
     if body.stream:
         await answer.begin()
         return Streamed(answer, _text(answer), "text/plain")

@@ -8,6 +8,7 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.responses import Detokenized, Tokenized
+from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.spelling import text_of
@@ -49,12 +50,11 @@ async def _ids(body: TokenizeRequest, service: Service) -> list[int]:
         raise RequestError(
             "prompt or messages is required", param="prompt", code="missing_required_parameter"
         )
-    return await service.prompts.conversation(
-        body.messages,
-        add_special_tokens=body.add_special_tokens,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        tools=body.tools,
+    how = Rendering(add_generation_prompt=body.add_generation_prompt is not False, tools=body.tools)
+    _, ids = await service.prompts.conversation(
+        body.messages, how, add_special_tokens=body.add_special_tokens
     )
+    return ids
 
 
 async def _strings(ids: list[int], service: Service) -> list[str]:

@@ -24,13 +24,17 @@ Input = Annotated[
 class EmbeddingRequest(Body):
     """One or several inputs, of each of which a vector is asked."""
 
-    model: str
-    input: Input
-    encoding_format: Literal["float", "base64"] | None = None
+    model: str = Field(description="Name of the served model, see `GET /v1/models`.")
+    input: Input = Field(description="A text, several, or token ids.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None, description="Numbers, which is the default, or little-endian fp32 as base64."
+    )
     dimensions: int | None = Field(
         default=None, ge=1, description="The vector's first so many numbers, made unit length."
     )
-    user: NoEffect[str] = None
+    user: NoEffect[str] = Field(
+        default=None, description="A server of one's own keeps no such record."
+    )
 
     @property
     def inputs(self) -> list[str | list[int]]:

@@ -1,12 +1,14 @@
-"""The kinds of request fields: applied, without effect, and not built yet.
+"""What happens to a request field: it is applied, rejected, or accepted without effect.
 
-A field that is in no schema is refused (``extra="forbid"``), so nothing that a
-client sends is ever dropped in silence.
+A field is applied unless its type says otherwise, with ``Rejected`` or ``NoEffect``: the registry
+(``parameters.py``) reads these types. A field that is in no schema is refused (``extra="forbid"``),
+so nothing that a client sends is ever dropped in silence.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from enum import Enum
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -35,34 +37,30 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
+class Outcome(Enum):
+    """What a value beyond the default comes to."""
+
+    APPLIED = "applied"
+    REJECTED = "rejected"
+    NO_EFFECT = "no effect"
+
+
 def _refuse_others(value: Any, accept: ValidatorFunctionWrapHandler) -> Any:
     try:
         return accept(value)
     except ValidationError:
-        raise PydanticCustomError("not_built", "this value is not supported yet") from None
+        raise PydanticCustomError(
+            "rejected", "this value is not supported, only null and the default are"
+        ) from None
 
 
-NoEffect = Annotated[T | None, Field(description="Accepted without effect.")]
-"""OpenAI's bookkeeping: checked for its type, then ignored."""
+NoEffect = Annotated[T | None, Outcome.NO_EFFECT]
+"""A property that changes nothing here: checked for its type, then ignored."""
 
-NotBuilt = Annotated[
-    T | None,
-    WrapValidator(_refuse_others),
-    Field(description="Not supported yet: only null and the default value are accepted."),
-]
-"""A property whose only accepted values are null and ``T``, its specification default."""
+Rejected = Annotated[T | None, Outcome.REJECTED, WrapValidator(_refuse_others)]
+"""A property whose only accepted values are null and ``T``, its specification default.
+
+What makes it work replaces this type by the property's own.
+"""
 
 Empty = Annotated[list[Any], Field(max_length=0)]
-
-
-class TextFormat(Body):
-    """``response_format`` as it is by default."""
-
-    type: Literal["text"]
-
-
-class PromptCacheOptions(Body):
-    """``prompt_cache_options`` as they are by default."""
-
-    mode: Literal["implicit"] = "implicit"
-    ttl: Literal["30m"] = "30m"

@@ -6,14 +6,22 @@ one that may be absent is ``UNSET``.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from rosellm.roseinfer.messages import FinishReason
+from rosellm.roseinfer.config import UnknownParameters
+from rosellm.roseinfer.server.generate import Finish
 
 to_json = msgspec.json.Encoder().encode
+
+TokenIds = Sequence[int] | UnsetType
+"""Only where they are asked for."""
+
+Warnings = tuple[str, ...] | UnsetType
+"""A sentence for each field that was not understood, see ``unknown_fields.py``."""
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -76,17 +84,37 @@ class PromptLogprob(msgspec.Struct):
 PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
+class FunctionCall(msgspec.Struct, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """A call, or a piece of one: then it has an index, and id, type and name only at first."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionCall
+
+
 class ChatMessage(msgspec.Struct, kw_only=True):
+    """``content`` is null where there is none beside calls or reasoning."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: Finish
+    token_ids: TokenIds = UNSET
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -98,19 +126,25 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     usage: Usage
     system_fingerprint: str
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: TokenIds = UNSET
+    warnings: Warnings = UNSET
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
     refusal: UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: Finish | None = None
+    token_ids: TokenIds = UNSET
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):
@@ -121,14 +155,18 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: TokenIds = UNSET
+    warnings: Warnings = UNSET
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: Finish | None = None
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: TokenIds = UNSET
+    token_ids: TokenIds = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):
@@ -141,6 +179,7 @@ class Completion(msgspec.Struct, kw_only=True):
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str
+    warnings: Warnings = UNSET
 
 
 class Embedding(msgspec.Struct, kw_only=True):
@@ -161,6 +200,7 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
     data: list[msgspec.Raw]
     model: str
     usage: EmbeddingUsage
+    warnings: Warnings = UNSET
 
 
 class Tokenized(msgspec.Struct, kw_only=True):
@@ -168,6 +208,18 @@ class Tokenized(msgspec.Struct, kw_only=True):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None
+
+
+class Rendered(msgspec.Struct, kw_only=True):
+    """A conversation as the model reads it; ``prompt`` is whole where ids are truncated."""
+
+    object: Literal["chat.completion.prompt"] = "chat.completion.prompt"
+    model: str
+    prompt: str
+    prompt_token_ids: list[int]
+    count: int
+    max_model_len: int
+    warnings: Warnings = UNSET
 
 
 class Detokenized(msgspec.Struct):
@@ -184,6 +236,32 @@ class Health(msgspec.Struct, kw_only=True):
     status: Literal["ok"] = "ok"
     model: str
     engine: dict[str, int]
+
+
+class FieldFacts(msgspec.Struct, kw_only=True):
+    """A request field, see ``parameters.Parameter``."""
+
+    outcome: str
+    openai: bool
+    required: bool
+    schema: Mapping[str, Any]
+    description: str
+
+
+class EndpointFields(msgspec.Struct, kw_only=True):
+    """By name, and those of the objects in it by where these stand."""
+
+    parameters: dict[str, FieldFacts]
+    objects: dict[str, dict[str, FieldFacts]]
+
+
+class Capabilities(msgspec.Struct, kw_only=True):
+    object: Literal["capabilities"] = "capabilities"
+    model: str
+    max_model_len: int
+    generates: bool
+    unknown_parameters: UnknownParameters
+    endpoints: dict[str, EndpointFields]
 
 
 class Model(msgspec.Struct, kw_only=True):

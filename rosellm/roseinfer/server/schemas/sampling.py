@@ -28,25 +28,72 @@ class SamplingFields(Body):
     """Ranges are those of OpenAI's specification; names beyond it are vLLM's."""
 
     max_tokens: int | None = Field(
-        default=None, ge=0, lt=INT64, description="0 computes the prompt and nothing else."
+        default=None,
+        ge=0,
+        lt=INT64,
+        description="Longest answer: by default 16 tokens in a completion, the rest of the context"
+        " in a chat. 0 computes the prompt and nothing else.",
     )
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, description="-1 and 0 consider every token.")
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(default=None, gt=0)
-    logit_bias: dict[str, Bias] | None = Field(default=None, description="Token id to bias.")
-    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
-    stop: Stop | None = None
-    stop_token_ids: list[TokenId] | None = None
-    ignore_eos: bool | None = None
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="0 takes the likeliest token each time."
+    )
+    top_p: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Sample from the likeliest tokens that hold this much probability together.",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=-1,
+        description="Sample from so many of the likeliest tokens; -1 and 0 consider every token.",
+    )
+    min_p: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Leave out tokens below this share of the likeliest one's probability.",
+    )
+    presence_penalty: Penalty | None = Field(
+        default=None, description="Lowers tokens that the answer has already."
+    )
+    frequency_penalty: Penalty | None = Field(
+        default=None, description="Lowers tokens by how often the answer has them already."
+    )
+    repetition_penalty: float | None = Field(
+        default=None,
+        gt=0,
+        description="Divides the scores of tokens that prompt or answer have; 1 is none.",
+    )
+    logit_bias: dict[str, Bias] | None = Field(
+        default=None, description="Token ids, and what is added to their scores."
+    )
+    seed: int | None = Field(
+        default=None, ge=-INT64, lt=INT64, description="The same seed gives the same answer."
+    )
+    stop: Stop | None = Field(
+        default=None, description="Texts before which the answer ends, at most 4."
+    )
+    stop_token_ids: list[TokenId] | None = Field(
+        default=None, description="Tokens at which the answer ends."
+    )
+    include_stop_str_in_output: bool | None = Field(
+        default=None,
+        description="Show the stop string, or the text of the stop token, that ended the answer.",
+    )
+    ignore_eos: bool | None = Field(
+        default=None, description="Go on past the end-of-sequence token."
+    )
     skip_special_tokens: bool | None = Field(
         default=None, description="False shows special tokens by their names in the text."
     )
-    min_tokens: int | None = Field(default=None, ge=0, lt=INT64)
-    n: int | None = Field(default=None, ge=1, le=128)
+    min_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        lt=INT64,
+        description="Tokens before which neither a stop token nor a stop string ends the answer.",
+    )
+    n: int | None = Field(default=None, ge=1, le=128, description="Number of answers; 1.")
     priority: int | None = Field(
         default=None,
         ge=-INT32,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.chat import Message
 from rosellm.roseinfer.server.schemas.fields import Body
+from rosellm.roseinfer.server.schemas.messages import Messages
 
 T = TypeVar("T")
 
@@ -16,13 +16,23 @@ T = TypeVar("T")
 class TokenizeRequest(Body):
     """A text or a conversation, just as a completion or a chat would read it."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    add_generation_prompt: bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
+    model: str | None = Field(default=None, description="Checked, where it is given.")
+    prompt: str | None = Field(default=None, description="A text, as a completion reads it.")
+    messages: Messages | None = Field(
+        default=None, description="A conversation, as a chat reads it; in place of `prompt`."
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="End with the start of the assistant's answer; true by default."
+    )
+    tools: list[dict[str, Any]] | None = Field(
+        default=None, description="What the chat template is told of tools."
+    )
+    add_special_tokens: bool | None = Field(
+        default=None,
+        description="Add the tokenizer's own; by default to a text, and to a conversation whose"
+        " template is not the model's.",
+    )
+    return_token_strs: bool | None = Field(default=None, description="Each token as text too.")
 
     @field_validator("messages")
     @classmethod
@@ -42,5 +52,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """Token ids, to be read as text."""
 
-    model: str | None = None
-    tokens: list[int]
+    model: str | None = Field(default=None, description="Checked, where it is given.")
+    tokens: list[int] = Field(description="Token ids, special ones shown by their names.")

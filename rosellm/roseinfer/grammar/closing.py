@@ -1,0 +1,213 @@
+"""A short way out of a grammar that a bounded search finds: tokens after which it accepts.
+
+The search goes byte by byte on copies of a matcher, always on from the cheapest way, of equal ones
+from the newest. The most promising byte in a place costs nothing, so the search walks straight on.
+If that does not come to an end, it is done again with a toll on nesting and on long runs of one
+byte, so that it does not lose itself in what could go on for ever. Of letters that are all alike
+to the grammar one is tried, and what a grammar spells out is tried as a whole where text is free,
+since it may be what ends that. Then the bytes found are cut into as few tokens as a greedy match
+makes of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from rosellm.roseinfer.grammar.vocabulary import Vocabulary
+
+_LETTERS = (b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"123456789")
+_COSTS = {
+    **dict.fromkeys(range(0x21, 0x7F), 4),
+    **dict.fromkeys(b"".join(_LETTERS), 2),
+    **dict.fromkeys(b":,;./-", 2),
+    **dict.fromkeys(b"\"'0", 1),
+    **dict.fromkeys(b"}])>", 0),
+}
+_FREE_COSTS = {ord('"'): 0, ord("a"): 1, **dict.fromkeys(b"@.:/<\n", 3)}
+_FREE = 60  # single bytes allowed from which on it is free text, in which brackets end nothing
+_MANY = 8  # letters of a kind from which on they are alike
+_OTHERS = 4
+_OPENINGS = b"{[(<"
+_RUN = 8
+_DETOUR = 4  # of the costs above, in units of the toll
+_LITERAL = re.compile(r'"(?:[^"\\]|\\["\\/bfnrt])*"')
+_MOST_LITERALS = 16
+_ENDS = (b'"', b"}", b"]", b'"}', b'"]')
+_MENDED = 16
+_NOT_TEXT = 0xFF  # how the library writes a special token among bytes
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to go: from where, by which tokens; and all tokens since the beginning."""
+
+    origin: LLMatcher
+    step: list[int]
+    tokens: tuple[int, ...]
+
+
+def find_closing(
+    matcher: LLMatcher,
+    vocabulary: Vocabulary,
+    *,
+    longest: int,
+    effort: int,
+    avoid: Collection[int] = (),
+    literals: Collection[bytes] = (),
+) -> list[int] | None:
+    """Tokens after which the matcher accepts; None if none are found.
+
+    Args:
+        matcher: is left as it is.
+        longest: tokens that the way may have.
+        effort: states to look at.
+        avoid: tokens that it must not use, those that end an answer.
+        literals: texts that may end a free one, see ``literals_of``.
+    """
+    search = _Search(vocabulary, 8 * longest, frozenset(avoid), _spelled(literals, vocabulary))
+    for toll in (0, 1):
+        for found in search.ways_out(matcher, effort // 2, toll):
+            tokens = _shortened(matcher, vocabulary, found, avoid)
+            if len(tokens) <= longest:
+                return tokens
+    return None
+
+
+def literals_of(grammar: str) -> tuple[bytes, ...]:
+    """Texts in quotation marks in a grammar, but for those in its schemas."""
+    lines = (line for line in grammar.splitlines() if "%json" not in line)
+    found = (json.loads(text) for line in lines for text in _LITERAL.findall(line))
+    return tuple({text.encode(): None for text in found if len(text) > 1})[:_MOST_LITERALS]
+
+
+def _spelled(literals: Collection[bytes], vocabulary: Vocabulary) -> list[list[int]]:
+    single = vocabulary.single
+    return [[single[byte] for byte in text] for text in literals if single.keys() >= {*text}]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What does not change on the way; ``longest`` counts bytes."""
+
+    vocabulary: Vocabulary
+    longest: int
+    avoid: frozenset[int]
+    literals: list[list[int]]
+
+    def ways_out(self, matcher: LLMatcher, effort: int, toll: int) -> Iterator[tuple[int, ...]]:
+        """Tokens, most of them single bytes, after which the matcher accepts."""
+        serial = itertools.count()
+        heap = [(0, 0, _Way(matcher, [], ()))]
+        for _ in range(effort):
+            if not heap:
+                return
+            cost, _, way = heapq.heappop(heap)
+            here = way.origin.deep_copy()
+            if way.step and here.try_consume_tokens(way.step) < len(way.step):
+                continue
+            if here.is_accepting():
+                yield way.tokens
+                continue
+            if len(way.tokens) > self.longest:
+                continue
+            for step, extra in self._steps(here):
+                further = _Way(here, step, (*way.tokens, *step))
+                total = cost + _DETOUR * extra + toll * _toll(further, self.vocabulary)
+                heapq.heappush(heap, (total, -next(serial), further))
+
+    def _steps(self, matcher: LLMatcher) -> Iterator[tuple[list[int], int]]:
+        """What may come next, and what it costs; the cheapest last."""
+        vocabulary = self.vocabulary
+        forced = matcher.compute_ff_bytes()
+        if forced and _NOT_TEXT not in forced and vocabulary.single.keys() >= {*forced}:
+            yield [vocabulary.single[byte] for byte in forced], 0
+            return
+        mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        ids = vocabulary.ascii_ids
+        hits = (mask[ids >> 3] >> (ids & 7)) & 1
+        possible = {byte for byte, hit in zip(vocabulary.ascii, hits.tolist(), strict=True) if hit}
+        costs = _bytes_to_try(possible)
+        least = min(costs.values(), default=0)
+        for byte, cost in sorted(costs.items(), key=lambda item: -item[1]):
+            if vocabulary.single[byte] not in self.avoid:
+                yield [vocabulary.single[byte]], cost - least
+        if len(possible) > _FREE:
+            yield from ((literal, 1) for literal in self.literals)
+        if not costs:
+            yield from (([token], 0) for token in self._shortest(mask))
+
+    def _shortest(self, mask: NDArray[np.uint8]) -> list[int]:
+        """A few allowed tokens, the shortest last: blanks, parts of characters, special tokens."""
+        allowed = np.unpackbits(mask, count=self.vocabulary.size, bitorder="little")
+        allowed[list(self.avoid)] = 0
+        left = np.flatnonzero(allowed)
+        order = np.argsort(self.vocabulary.lengths[left], kind="stable")
+        found: list[int] = left[order][:_OTHERS].tolist()
+        return found[::-1]
+
+
+def _toll(way: _Way, vocabulary: Vocabulary) -> int:
+    """What a step costs whatever else could be done: it opens something, or repeats itself."""
+    text = vocabulary.trie.decode_bytes(way.step)
+    run = way.tokens[-_RUN:]
+    repeats = len(way.tokens) % _RUN == 0 and len(run) == _RUN and len({*run}) == 1
+    return sum(byte in _OPENINGS for byte in text) + repeats
+
+
+def _bytes_to_try(allowed: Collection[int]) -> dict[int, int]:
+    """Bytes and their costs; none where only blanks or parts of characters may come."""
+    if len(allowed) > _FREE:
+        return {byte: cost for byte, cost in _FREE_COSTS.items() if byte in allowed}
+    skipped: set[int] = set()
+    for letters in _LETTERS:
+        these = [byte for byte in letters if byte in allowed]
+        skipped.update(these[1:] if len(these) > _MANY else ())
+    return {byte: _COSTS[byte] for byte in allowed if byte in _COSTS and byte not in skipped}
+
+
+def mended(
+    matcher: LLMatcher,
+    vocabulary: Vocabulary,
+    known: Sequence[int],
+    *,
+    longest: int,
+    avoid: Collection[int] = (),
+) -> list[int] | None:
+    """A closing that was right a token ago, with what has come or been opened since made good."""
+    if not all(vocabulary.lengths[token] for token in known):
+        return None
+    text = vocabulary.trie.decode_bytes(list(known))
+    tries = [text, *(end + text for end in _ENDS)]
+    tries += [text[start:] for start in range(1, min(len(text), _MENDED))]
+    for each in tries:
+        found = _cut(each, vocabulary)
+        if found and len(found) <= longest and set(found).isdisjoint(avoid):
+            end = matcher.deep_copy()
+            if end.try_consume_tokens(found) == len(found) and end.is_accepting():
+                return found
+    return None
+
+
+def _cut(text: bytes, vocabulary: Vocabulary) -> list[int]:
+    """A text in few tokens; none where it begins inside a character."""
+    try:
+        return vocabulary.trie.greedy_tokenize(text.decode())
+    except UnicodeDecodeError:
+        return []
+
+
+def _shortened(
+    matcher: LLMatcher, vocabulary: Vocabulary, tokens: tuple[int, ...], avoid: Collection[int]
+) -> list[int]:
+    """The same text in fewer tokens, where they lead to the same end."""
+    better = mended(matcher, vocabulary, tokens, longest=len(tokens) - 1, avoid=avoid)
+    return list(tokens) if better is None else better

@@ -1,0 +1,193 @@
+"""Where one choice of a request stands in its grammar, and how it is brought to an end in time.
+
+A closing is a sequence of tokens that leads from here to where the grammar accepts. While there is
+much room for the answer, one is looked for now and then; when room gets scarce, after every token.
+A token after which no closing would fit is not taken: the first token of the closing that was known
+before it is, in its place. So an answer whose end was ever in sight is complete when its room is
+used up.
+
+Nothing here depends on what else is being served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from llguidance import LLMatcher
+
+from rosellm.roseinfer.grammar.closing import find_closing, mended
+from rosellm.roseinfer.grammar.vocabulary import Vocabulary
+
+FIRST_EFFORT = 1200
+_EFFORT = 100
+_SCARCE = 24  # tokens beyond the closing and the shortest answer
+_SELDOM = 64  # most tokens between two looks
+_RETRY = 8  # tokens between two looks while none is known
+_LATE = 64  # room at which looking for one begins again
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be followed (any further); one line that says why."""
+
+
+class Constraint:
+    """One choice's state. Changes only in ``take``.
+
+    Args:
+        matcher: this choice's own.
+        closing: one from where the matcher is, if it is known.
+        stops: tokens that end an answer. They are allowed only where the grammar accepts.
+        literals: see ``find_closing``.
+
+    Attributes:
+        matcher: to be read only.
+        stuck: whether the last mask allowed no token (``masks.py`` says so).
+        closed: whether the last token took another's place.
+    """
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        closing: list[int] | None,
+        stops: Collection[int],
+        literals: Collection[bytes] = (),
+    ) -> None:
+        self.matcher = matcher
+        self.stops = frozenset(stops)
+        self.stuck = False
+        self.closed = False
+        self._vocabulary = vocabulary
+        self._literals = literals
+        self._closing = closing
+        self._shortest = len(closing or ())
+        self._next_look: int | None = None
+
+    @property
+    def accepts(self) -> bool:
+        """Whether the answer may end here."""
+        return self.matcher.is_accepting()
+
+    def allows(self, token: int) -> bool:
+        """Whether this may be the next token; stop tokens may where the answer may end."""
+        if token in self.stops:
+            return self.accepts
+        return self.matcher.validate_tokens([token]) == 1
+
+    def ended(self, room: int) -> bool:
+        """Whether the answer is complete: it cannot go on, or was brought to its end in time."""
+        if self.matcher.is_stopped():
+            return self.accepts
+        return room == 0 and self.closed and self.accepts
+
+    def spare(self, room: int) -> int | None:
+        """The token that the next one may have to make way for.
+
+        Args:
+            room: tokens that may still come, that one included.
+        """
+        return self._closing[0] if self._closing and self._looks(room - 1) else None
+
+    def take(self, token: int, room: int) -> int | None:
+        """Go one token further, and return it or the one that takes its place.
+
+        None means that the answer ends here, complete, for want of room for what was begun.
+
+        Args:
+            token: sampled from what the mask allows; a stop token leaves the state as it is.
+            room: tokens that may still come after it.
+
+        Raises:
+            GrammarError: the grammar does not allow it, or grows beyond its limits.
+        """
+        self.closed = False
+        if token in self.stops and self.accepts:
+            return token
+        known = self._closing
+        if known and token == known[0]:
+            self._go(self.matcher, token)
+            self._closing = known[1:]
+        elif not self._looks(room):
+            self._go(self.matcher, token)
+            self._closing = None
+        elif not self._look_beyond(token, room):
+            return self._give_way()
+        return token
+
+    def replay(self, tokens: Sequence[int], room: int) -> None:
+        """Go on to where an earlier run of this choice had come to.
+
+        Args:
+            room: tokens that might have come, these included.
+
+        Raises:
+            GrammarError: the grammar does not allow them.
+        """
+        plain = self.matcher.deep_copy()
+        if tokens and not plain.consume_tokens(list(tokens)):
+            raise GrammarError("what was generated before does not match it")
+        for taken, token in enumerate(tokens, start=1):
+            if self.take(token, room - taken) != token:  # there was another limit then
+                self.matcher, self._closing, self._next_look = plain, None, room - len(tokens)
+                return
+
+    def _looks(self, room: int) -> bool:
+        if self._next_look is None:
+            self._next_look = self._schedule(room + 1)
+        return room <= self._next_look
+
+    def _look_beyond(self, token: int, room: int) -> bool:
+        """Take the token if the answer can be brought to an end after it, or could not anyway."""
+        known = self._closing
+        if known is not None and len(known) > room:
+            if len(known) == room + 1:
+                return False
+            known = self._closing = None  # there never was room for it
+        ahead = self.matcher.deep_copy()
+        self._go(ahead, token)
+        closing = self._find(ahead, room)
+        if closing is None and known is not None:
+            return False
+        self.matcher, self._closing = ahead, closing
+        self._next_look = self._schedule(room)
+        return True
+
+    def _find(self, matcher: LLMatcher, room: int) -> list[int] | None:
+        if self._closing:
+            near = mended(matcher, self._vocabulary, self._closing, longest=room, avoid=self.stops)
+            if near is not None:
+                return near
+        return find_closing(
+            matcher,
+            self._vocabulary,
+            longest=room,
+            effort=_EFFORT,
+            avoid=self.stops,
+            literals=self._literals,
+        )
+
+    def _schedule(self, room: int) -> int:
+        """The room that will be left when a closing is looked for again."""
+        if self._closing is None:
+            return min(room - _RETRY, _LATE)
+        beyond = room - len(self._closing) - self._shortest - _SCARCE
+        return room - max(1, min(_SELDOM, beyond // 4))
+
+    def _give_way(self) -> int | None:
+        assert self._closing is not None
+        self.closed = True
+        if not self._closing:
+            return None
+        token, self._closing = self._closing[0], self._closing[1:]
+        self._go(self.matcher, token)
+        return token
+
+    @staticmethod
+    def _go(matcher: LLMatcher, token: int) -> None:
+        if not matcher.consume_token(token):
+            raise GrammarError(first_line(matcher))
+
+
+def first_line(matcher: LLMatcher) -> str:
+    """What went wrong, without the state that the library adds."""
+    return matcher.get_error().partition("\n")[0]

@@ -1,0 +1,33 @@
+"""What is known of one HTTP request beside its typed body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+
+@dataclass(frozen=True)
+class Call:
+    """
+    Attributes:
+        id: as the log and ``X-Request-Id`` name it.
+        path: where it was posted to.
+        body: its JSON, as it was sent.
+        warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
+    """
+
+    id: str
+    path: str
+    body: Any
+    warnings: tuple[str, ...] = ()
+
+
+async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread
+    state = request.state
+    sent, warnings = getattr(state, "sent", None), getattr(state, "warnings", ())
+    return Call(getattr(state, "request_id", ""), request.url.path, sent, warnings)
+
+
+Called = Annotated[Call, Depends(_called)]

@@ -1,0 +1,144 @@
+"""The log of requests (``--log-requests``): enough of each to answer it again, to the token.
+
+A line of JSON for each start of the server and for each request that it has answered. What decides
+about tokens is logged as the engine was told it, with the seed that was drawn and the prompt's
+ids; the request's own body stands beside it, for people.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.errors import ConfigError
+from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.call import Call
+from rosellm.roseinfer.server.generate import Delta, Finish, Job
+
+log = logging.getLogger(__name__)
+
+
+class Build(msgspec.Struct, tag="build"):
+    """What answers the requests on the lines below it."""
+
+    fingerprint: str
+    engine: EngineConfig
+
+
+class Chosen(msgspec.Struct):
+    """The tokens of one choice; ``finish_reason`` is null where it was cut off."""
+
+    token_ids: list[int]
+    finish_reason: Finish | None = None
+
+
+class Logged(msgspec.Struct, tag="request"):
+    """A request and its answer.
+
+    Attributes:
+        time: seconds since the epoch, at its start.
+        jobs: what the engine was told, prompt by prompt.
+        choices: job by job.
+        error: what ended the answer, where it was not answered to the end.
+    """
+
+    id: str
+    time: float
+    path: str
+    body: Any
+    fingerprint: str
+    jobs: list[Job]
+    choices: list[Chosen]
+    error: str | None = None
+
+
+Line = Build | Logged
+decode_line = msgspec.json.Decoder(Line).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Journal:
+    """A file that lines are appended to, by a thread of its own: a disk may be slow.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            # What people ask is nobody else's to read.
+            self._file = os.open(Path(path).expanduser(), flags, 0o600)
+        except OSError as error:
+            raise ConfigError(f"--log-requests {path}: {error.strerror}") from None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+
+    def write(self, line: Line) -> None:
+        """Append a line, soon."""
+        self._writer.submit(self._append, line)
+
+    def flush(self) -> None:
+        """Wait until all of it is written."""
+        self._writer.submit(lambda: None).result()
+
+    def _append(self, line: Line) -> None:
+        try:
+            rest = memoryview(_encode(line) + b"\n")
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except Exception:  # the server goes on without it
+            log.exception("a request could not be logged")
+
+
+class Record:
+    """One request on its way into the journal; sees its answer, see ``Watcher``."""
+
+    def __init__(self, journal: Journal, fingerprint: str, call: Call, jobs: Sequence[Job]) -> None:
+        self._journal = journal
+        self._logged = Logged(
+            id=call.id,
+            time=time.time(),
+            path=call.path,
+            body=call.body,
+            fingerprint=fingerprint,
+            jobs=list(jobs),
+            choices=[Chosen([]) for job in jobs for _ in range(job.n)],
+        )
+
+    def see(self, item: Delta | Exception) -> None:
+        """Remember the tokens, or what came in their place."""
+        if isinstance(item, Exception):
+            self._logged.error = self._logged.error or str(item)
+            return
+        choice = self._logged.choices[item.index]
+        choice.token_ids += item.ids
+        choice.finish_reason = item.finish
+
+    def end(self) -> None:
+        """Write it down."""
+        self._journal.write(self._logged)
+
+
+def build_of(config: EngineConfig, ready: Ready) -> Build:
+    """How to stand up the same engine again, from any folder."""
+    model = replace(
+        config.model,
+        model=_absolute(config.model.model),
+        tokenizer=config.model.tokenizer and _absolute(config.model.tokenizer),
+        max_model_len=ready.max_model_len,
+    )
+    return Build(ready.fingerprint, replace(config, model=model))
+
+
+def _absolute(source: str) -> str:
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source

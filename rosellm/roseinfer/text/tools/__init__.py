@@ -1,0 +1,1 @@
+"""Tool calls in answers: a module for each format, and the stage that reads them all."""

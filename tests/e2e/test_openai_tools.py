@@ -1,0 +1,88 @@
+"""The official client and the demo model, which calls tools, on a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.conftest import Server, start_server
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+PARIS: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Server]:
+    running = start_server(model="rosellm-demo")
+    yield running
+    assert running.stop() == 0
+
+
+def asked(messages: Any = PARIS, **more: Any) -> Any:
+    common = {"model": "rosellm-demo", "tools": [WEATHER], "temperature": 0, "max_tokens": 120}
+    return {**common, "messages": messages, **more}
+
+
+def test_a_call_and_its_result(demo: Server) -> None:
+    create = demo.openai.chat.completions.create
+    [choice] = create(**asked()).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    [call] = choice.message.tool_calls
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
+    answer = create(**asked([*PARIS, choice.message.model_dump(exclude_none=True), result]))
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content
+
+
+def test_the_streaming_helper(demo: Server) -> None:
+    whole = demo.openai.chat.completions.create(**asked()).choices[0]
+    names, fragments = [], []
+    with demo.openai.chat.completions.stream(**asked()) as stream:
+        for event in stream:
+            if event.type == "tool_calls.function.arguments.delta":
+                names.append(event.name)
+                fragments.append(event.arguments_delta)
+        [choice] = stream.get_final_completion().choices
+    assert choice.finish_reason == whole.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    [call], [expected] = choice.message.tool_calls, whole.message.tool_calls
+    assert (call.function.name, call.function.arguments) == (
+        expected.function.name,
+        expected.function.arguments,
+    )
+    assert "".join(fragments) == expected.function.arguments
+    assert set(names) == {"get_weather"}
+
+
+def test_no_tool_is_called_where_none_fits_or_none_may_be(demo: Server) -> None:
+    create = demo.openai.chat.completions.create
+    hello: Any = [{"role": "user", "content": "Hello! How are you?"}]
+    for answer in (create(**asked(hello)), create(**asked(tool_choice="none"))):
+        [choice] = answer.choices
+        assert choice.finish_reason in ("stop", "length")
+        assert choice.message.tool_calls is None
+        assert choice.message.content
+
+
+def test_the_demo_model_does_not_reason(demo: Server) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        demo.openai.chat.completions.create(**asked(reasoning_effort="high"))
+    assert caught.value.param == "reasoning_effort"

@@ -1,0 +1,82 @@
+"""A logged request gives the same tokens again: alone, later, in another process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.commands.terminal import ROSELLM
+from tests.e2e.conftest import start_server
+
+REPLAY = (*ROSELLM, "replay")
+SAMPLED = {"temperature": 1.0, "max_tokens": 24}
+HELLO = [{"role": "user", "content": "Tell me about the server."}]
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    ("chat/completions", {"messages": HELLO, **SAMPLED}),
+    ("chat/completions", {"messages": HELLO, **SAMPLED, "n": 3, "presence_penalty": 1.0}),
+    ("chat/completions", {"messages": HELLO, **SAMPLED, "stream": True, "top_k": 20}),
+    ("completions", {"prompt": ["One", "Two", "Three"], **SAMPLED, "stop": "e", "logprobs": 2}),
+    ("completions", {"prompt": "Import the", **SAMPLED, "seed": 5, "best_of": 3}),
+    ("completions", {"prompt": "x", "temperature": 0, "max_tokens": 40, "echo": True}),
+]
+
+
+def run_replay(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*REPLAY, *map(str, args)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def log(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a server has logged of requests that it answered all at once."""
+    path = tmp_path_factory.mktemp("replay") / "requests.jsonl"
+    server = start_server(str(model_folder), "--log-requests", str(path), model="tiny-llama")
+
+    def ask(request: tuple[str, dict[str, Any]]) -> None:
+        route, body = request
+        response = httpx.post(f"{server.url}/v1/{route}", json={"model": server.model, **body})
+        assert response.status_code == 200, response.text
+
+    with ThreadPoolExecutor(len(REQUESTS)) as pool:
+        list(pool.map(ask, REQUESTS))
+    assert server.stop() == 0
+    assert len(path.read_bytes().splitlines()) == 1 + len(REQUESTS)
+    return path
+
+
+def test_tokens_are_the_same_when_alone_and_later(log: Path) -> None:
+    done = run_replay(log)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REQUESTS)
+    assert all(line.endswith(": same") for line in lines), done.stdout
+    assert f"{len(REQUESTS)} of {len(REQUESTS)}" in done.stderr
+
+
+def test_a_difference_is_told(log: Path, tmp_path: Path) -> None:
+    build, first, *_ = map(json.loads, log.read_text().splitlines())
+    first["choices"][0]["token_ids"][3] ^= 1
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(json.dumps(build) + "\n" + json.dumps(first) + "\n")
+    done = run_replay(changed)
+    assert done.returncode == 1
+    assert done.stdout == f"{first['id']}: choice 0 differs from token 3 on\n"
+
+
+def test_other_settings_are_another_build(log: Path) -> None:
+    first = json.loads(log.read_text().splitlines()[1])
+    done = run_replay(log, "--id", first["id"], "--dtype", "bfloat16")
+    assert len(done.stdout.splitlines()) == 1
+    assert "tokens may differ" in done.stderr
+
+
+def test_a_log_that_is_none_is_one_line(tmp_path: Path) -> None:
+    done = run_replay(tmp_path / "nothing.jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
