@@ -35,6 +35,7 @@ from rosellm.roseinfer.server.schemas.messages import (
 from rosellm.roseinfer.server.schemas.nesting import nested
 from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
+from rosellm.roseinfer.server.schemas.structured import JsonObjectFormat, JsonSchemaFormat
 from rosellm.roseinfer.server.schemas.tools import (
     Allowed,
     AllowedTools,
@@ -73,6 +74,8 @@ SCHEMA_NAMES: dict[type, str] = {
     ToolMessage: "ChatCompletionRequestToolMessage",
     TextPart: "ChatCompletionRequestMessageContentPartText",
     StreamOptions: "ChatCompletionStreamOptions",
+    JsonObjectFormat: "ResponseFormatJsonObject",
+    JsonSchemaFormat: "ResponseFormatJsonSchema",
     ToolCall: "ChatCompletionMessageToolCall",
     CalledFunction: "ChatCompletionMessageToolCall.function",
     FunctionTool: "ChatCompletionTool",

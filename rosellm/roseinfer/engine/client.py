@@ -85,7 +85,7 @@ class ProcessClient:
             [sys.executable, "-m", "rosellm.roseinfer.engine.process", str(child.fileno())],
             pass_fds=[child.fileno()],
             stdin=subprocess.DEVNULL,
-            env=_child_environment(),
+            env=child_environment(),
         )
         child.close()
         self._sock.sendall(Framer.frame(encode(Start(config))))
@@ -292,7 +292,7 @@ def _as_is(message: Add | Abort | Flush | None) -> Add | Abort | Flush | None:
     return message
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """What the engine process inherits, and that it imports this very package.
 
     Its OpenMP threads spin only for a moment before they sleep. By default they spin for

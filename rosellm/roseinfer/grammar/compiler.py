@@ -20,7 +20,6 @@ from rosellm.roseinfer.grammar.constraint import (
     FIRST_EFFORT,
     Constraint,
     GrammarError,
-    first_line,
 )
 from rosellm.roseinfer.grammar.vocabulary import LIMITS, Vocabulary
 
@@ -66,7 +65,7 @@ def compile_grammar(text: str, vocabulary: Vocabulary) -> LLMatcher:
     if not matcher.is_error():
         matcher.compute_bitmask()  # finds out what cannot begin
     if matcher.is_error():
-        raise GrammarError(first_line(matcher))
+        raise GrammarError(matcher.get_error())
     return matcher
 
 
@@ -123,7 +122,7 @@ class Compiler:
         try:
             return Compiled(wanted.request, tuple(self._constraints(wanted)))
         except GrammarError as error:
-            return Compiled(wanted.request, error=str(error))
+            return Compiled(wanted.request, error=str(error).partition("\n")[0])
         except Exception as error:  # of this request alone
             log.exception("a grammar could not be compiled")
             return Compiled(wanted.request, error=f"{type(error).__name__}: {error}")

@@ -32,6 +32,12 @@ from rosellm.roseinfer.server.schemas.messages import (
 )
 from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
+from rosellm.roseinfer.server.schemas.structured import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedSchema,
+    StructuredOutputs,
+)
 from rosellm.roseinfer.server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from rosellm.roseinfer.server.schemas.tools import (
     Allowed,
@@ -65,6 +71,9 @@ LISTS: dict[type[Body], str] = {
     AssistantMessage: "audio content function_call name refusal role tool_calls",
     ToolMessage: "content role tool_call_id",
     TextPart: "prompt_cache_breakpoint text type",
+    JsonObjectFormat: "type",
+    JsonSchemaFormat: "json_schema type",
+    NamedSchema: "description name schema strict",
     ToolCall: "function id type",
     CalledFunction: "arguments name",
     FunctionTool: "function type",
@@ -132,9 +141,21 @@ PREDICTION: dict[str, type[Body]] = {
     "prediction": Prediction,
     "prediction.content[]": TextPart,
 }
-STREAM: dict[str, type[Body]] = {"stream_options": StreamOptions}
+STREAM: dict[str, type[Body]] = {
+    "stream_options": StreamOptions,
+    "structured_outputs": StructuredOutputs,
+}
+FORMATS: dict[str, type[Body]] = {
+    "response_format, json_object": JsonObjectFormat,
+    "response_format, json_schema": JsonSchemaFormat,
+    "response_format.json_schema": NamedSchema,
+}
 ENDPOINTS = (
-    Endpoint("/v1/chat/completions", ChatRequest, {**MESSAGES, **TOOLS, **PREDICTION, **STREAM}),
+    Endpoint(
+        "/v1/chat/completions",
+        ChatRequest,
+        {**MESSAGES, **TOOLS, **PREDICTION, **FORMATS, **STREAM},
+    ),
     Endpoint("/v1/completions", CompletionRequest, STREAM),
     Endpoint("/v1/embeddings", EmbeddingRequest),
     Endpoint("/tokenize", TokenizeRequest, MESSAGES),

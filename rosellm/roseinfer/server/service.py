@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -16,6 +17,7 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.call import Call
 from rosellm.roseinfer.server.generate import Answer, Job, Pipeline
+from rosellm.roseinfer.server.grammars import Grammars
 from rosellm.roseinfer.server.journal import Journal, Record
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
@@ -108,6 +110,14 @@ class Service:
             include_stop=bool(asked.include_stop_str_in_output),
             **more,
         )
+
+    async def grammar(self, asked: AnswerFields) -> str:
+        """The grammar that an answer must match, checked; none if it is free."""
+        return "" if asked.form is None else await self.grammars.checked(*asked.form)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.prompts.tokenizer, self.ready.vocab_size)
 
     def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``."""

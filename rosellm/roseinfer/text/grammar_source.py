@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rosellm.roseinfer.text.json_schema import stricter
 
 # Between two tokens of JSON a space, or a line's end and the next one's indentation: as people and
 # models write it, and a model that has lost its way cannot fill its answer with nothing.
@@ -70,7 +72,7 @@ def rules(source: GrammarSource, name: str) -> str:
     """Lines that define ``name``, a rule in lower case, as this.
 
     >>> rules(Choice(("yes", "no")), "answer")
-    'answer: "yes" | "no"\\n'
+    'answer: /yes|no/\\n'
     """
     return f"{name}: {_expression(source)}\n"
 
@@ -93,15 +95,20 @@ def _expression(source: GrammarSource) -> str:
         case Regex(pattern):
             return _regex(pattern)
         case Choice(options):
-            return " | ".join(json.dumps(option) for option in options)
+            return _choice(options)
         case Lark(text):
             return f"%lark {{\n{text}\n}}"
+
+
+def _choice(options: Sequence[str]) -> str:
+    """A single pattern: as alternatives of a rule, 20,000 would be too many."""
+    return _regex("|".join(re.escape(option) for option in options)) if any(options) else '""'
 
 
 def _json(schema: Mapping[str, Any] | bool) -> str:
     if schema is False:
         schema = {"not": {}}  # the dialect wants an object here
-    keywords = {} if schema is True else schema
+    keywords = {} if schema is True else stricter(schema)
     options = {"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
     return "%json " + json.dumps({**keywords, "x-guidance": options})
 

@@ -18,11 +18,9 @@ from rosellm.roseinfer.server.schemas.chat import ChatRequest
 from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
-from rosellm.roseinfer.server.tool_grammars import enforced_calls
-from rosellm.roseinfer.server.tools import ToolUse, tool_use
+from rosellm.roseinfer.server.tool_grammars import answer_grammar
+from rosellm.roseinfer.server.tools import tool_use
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
-from rosellm.roseinfer.text.answer_parser import AnswerFormat
-from rosellm.roseinfer.text.grammar_source import grammar_text
 
 router = APIRouter(route_class=TolerantRoute)
 
@@ -78,15 +76,8 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         continues=bool(body.continue_final_message),
         prediction=await _prediction(body, service),
         format=format,
-        grammar=_grammar(use, format, service),
+        grammar=await answer_grammar(body.form, use, format, service.grammars),
     )
-
-
-def _grammar(use: ToolUse | None, format: AnswerFormat, service: Service) -> str:
-    """What the answer has to match; empty where it is free."""
-    if use is None or not use.enforced:
-        return ""
-    return grammar_text(enforced_calls(use, format, service.prompts.tokenizer))
 
 
 async def _prediction(body: ChatRequest, service: Service) -> list[int]:

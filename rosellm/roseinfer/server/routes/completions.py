@@ -49,10 +49,11 @@ async def _jobs(body: CompletionRequest, service: Service) -> list[Job]:
         keep=body.truncate_prompt_tokens,
         suffix=body.suffix or None,
     )
-    return [_job(body, prompt, service) for prompt in prompts]
+    grammar = await service.grammar(body)
+    return [_job(body, prompt, grammar, service) for prompt in prompts]
 
 
-def _job(body: CompletionRequest, prompt: list[int], service: Service) -> Job:
+def _job(body: CompletionRequest, prompt: list[int], grammar: str, service: Service) -> Job:
     max_tokens = service.sampling.max_tokens(
         body.max_tokens, len(prompt), default=MAX_TOKENS_COMPLETION, param="max_tokens"
     )
@@ -64,6 +65,7 @@ def _job(body: CompletionRequest, prompt: list[int], service: Service) -> Job:
         n=body.made,
         prompt_logprobs=body.scored,
         continues=True,
+        grammar=grammar,
     )
 
 

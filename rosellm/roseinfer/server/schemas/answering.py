@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from rosellm.roseinfer.server.schemas.fields import NoEffect
 from rosellm.roseinfer.server.schemas.sampling import INT64, SamplingFields
 from rosellm.roseinfer.server.schemas.streaming import StreamFields
+from rosellm.roseinfer.server.schemas.structured import Form, StructuredOutputs, form_of
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit for answers, and vLLM's default one for prompts
 RequestId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
@@ -39,6 +40,11 @@ class AnswerFields(SamplingFields, StreamFields):
     request_id: RequestId | None = Field(
         default=None, description="Ends the answer's `id`, in place of a random one."
     )
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None,
+        description="What the answer must match: a JSON Schema, a regular expression, one of some"
+        " texts, or a grammar.",
+    )
     spaces_between_special_tokens: NoEffect[bool] = Field(
         default=None, description="Tokens are joined as they are, never with spaces between them."
     )
@@ -56,6 +62,11 @@ class AnswerFields(SamplingFields, StreamFields):
         if count == 0:
             raise PydanticCustomError("no_tokens", "must be -1 or at least 1")
         return count
+
+    @property
+    def form(self) -> Form | None:
+        """What the answer must look like, if anything is asked of it."""
+        return None if self.structured_outputs is None else form_of(self.structured_outputs)
 
     def room(self, max_tokens: int | None, *, default: int) -> int:
         """How many tokens must fit behind the prompt; a prompt that is cut leaves all of them."""

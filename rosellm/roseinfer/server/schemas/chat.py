@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -11,17 +11,17 @@ from rosellm.roseinfer.server.schemas.answering import MAX_TOP_LOGPROBS, AnswerF
 from rosellm.roseinfer.server.schemas.fields import Body, Empty, NoEffect, Rejected
 from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.sampling import INT64
+from rosellm.roseinfer.server.schemas.structured import (
+    Form,
+    JsonSchemaFormat,
+    ResponseFormat,
+    TextFormat,
+)
 from rosellm.roseinfer.server.schemas.template import ConversationFields
 from rosellm.roseinfer.server.schemas.tools import ToolFields
 
 KEPT_NOWHERE = "A server of one's own keeps no such record."
 MAX_METADATA = 16
-
-
-class TextFormat(Body):
-    """``response_format`` as it is by default."""
-
-    type: Literal["text"] = Field(description="Text of any form.")
 
 
 class PromptCacheOptions(Body):
@@ -77,6 +77,11 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
         " only with `continue_final_message`.",
     )
 
+    response_format: ResponseFormat | None = Field(
+        default=None,
+        description="What the answer is: text, a JSON object, or JSON that fits a schema.",
+    )
+
     metadata: NoEffect[Metadata] = Field(default=None, description=KEPT_NOWHERE)
     prompt_cache_key: NoEffect[str] = Field(
         default=None, description="One server has one cache; `cache_salt` divides it."
@@ -107,12 +112,6 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
     prompt_cache_options: Rejected[PromptCacheOptions] = Field(
         default=None, description="Every prefix is cached, without marks of where it ends."
     )
-    response_format: Rejected[TextFormat] = Field(
-        default=None, description="Structured output is not supported yet."
-    )
-    structured_outputs: Rejected[None] = Field(
-        default=None, description="Structured output is not supported yet."
-    )
     verbosity: Rejected[Literal["medium"]] = Field(
         default=None, description="No model here is trained for it."
     )
@@ -126,6 +125,14 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
         if limit is not None and info.data.get("max_tokens") is not None:
             raise PydanticCustomError("both", "must not stand beside max_tokens, its older name")
         return limit
+
+    @field_validator("response_format")
+    @classmethod
+    def _one_form(cls, form: Any, info: ValidationInfo) -> Any:
+        free = form is None or isinstance(form, TextFormat)
+        if not free and info.data.get("structured_outputs"):
+            raise PydanticCustomError("both", "must not stand beside structured_outputs")
+        return form
 
     @field_validator("top_logprobs")
     @classmethod
@@ -158,3 +165,12 @@ class ChatRequest(ConversationFields, ToolFields, AnswerFields):
     def least_answer(self) -> int:
         """How many tokens must fit behind the prompt."""
         return self.room(self.limit, default=1)
+
+    @property
+    def form(self) -> Form | None:
+        """What the answer must look like, if anything is asked of it."""
+        if self.response_format is None or isinstance(self.response_format, TextFormat):
+            return super().form
+        schema = isinstance(self.response_format, JsonSchemaFormat)
+        param = "response_format.json_schema.schema" if schema else "response_format"
+        return self.response_format.source, param

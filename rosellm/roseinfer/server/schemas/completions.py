@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from rosellm.roseinfer.server.schemas.answering import AnswerFields
-from rosellm.roseinfer.server.schemas.fields import NoEffect, Rejected
+from rosellm.roseinfer.server.schemas.fields import NoEffect
 from rosellm.roseinfer.server.schemas.prompt import TokenIds, one_by_one, prompt_tag
 
 MAX_LOGPROBS = 5
@@ -49,9 +49,6 @@ class CompletionRequest(AnswerFields):
         default=None,
         description="What comes behind the answer: only of a model that has tokens for filling a"
         " hole in a text (a 400 otherwise), and without `echo` and `truncate_prompt_tokens`.",
-    )
-    structured_outputs: Rejected[None] = Field(
-        default=None, description="Structured output is not supported yet."
     )
 
     user: NoEffect[str] = Field(

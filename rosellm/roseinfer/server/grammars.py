@@ -1,0 +1,166 @@
+"""Grammars are checked before the engine sees them, under limits of size, depth and time.
+
+The library runs in worker processes, which are killed when they take too long; they start with the
+first grammar. What has been found good is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from queue import SimpleQueue
+from typing import Any
+
+import msgspec
+
+from rosellm.roseinfer.engine.client import child_environment
+from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.server.grammar_messages import Check, Specials, Verdict, receive, send
+from rosellm.roseinfer.text.grammar_source import GrammarSource, JsonSchema, Lark, grammar_text
+from rosellm.roseinfer.text.json_schema import pointer, repeated_names, too_deep
+from rosellm.roseinfer.text.tokenizer import Tokenizer
+
+MAX_CHARACTERS = 1 << 20
+MAX_SECONDS = 5.0
+_WORKERS = 2
+_KEPT = 256
+
+
+class Grammars:
+    """Checks what answers must match.
+
+    Args:
+        vocab_size: of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
+        known = sorted(id for id in tokenizer.special_ids if id < vocab_size)
+        self._specials = Specials(vocab_size, {id: tokenizer.token_bytes(id) for id in known})
+        self._good: OrderedDict[str, str] = OrderedDict()
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._turns = asyncio.Semaphore(_WORKERS)
+
+    async def checked(self, source: GrammarSource, param: str) -> str:
+        """The text that says it to the engine, see ``Add.grammar``.
+
+        Args:
+            param: the request field that holds it.
+
+        Raises:
+            RequestError: it cannot be used; says why, and where in a schema.
+        """
+        source = read_source(source, param)
+        text = grammar_text(source)
+        if len(text) > MAX_CHARACTERS:
+            raise _refusal(f"more than {MAX_CHARACTERS} characters", param)
+        if text not in self._good:
+            schema: Any = source.schema if isinstance(source, JsonSchema) else None
+            async with self._turns:
+                verdict = await asyncio.to_thread(self._ask, Check(text, schema))
+            if verdict.error:
+                raise _refusal(verdict.error, param, verdict.pointer, schema is not None)
+            self._good[text] = verdict.text
+            if len(self._good) > _KEPT:
+                self._good.popitem(last=False)
+        return self._good[text]
+
+    def _ask(self, check: Check) -> Verdict:
+        worker = self._idle.get() if not self._idle.empty() else _Worker(self._specials)
+        verdict = worker.ask(check)
+        if verdict is None:
+            return Verdict(
+                error=f"compiling it takes more than {MAX_SECONDS:.0f} s, or too much memory"
+            )
+        self._idle.put(worker)
+        return verdict
+
+
+class _Worker:
+    """A process that checks one grammar at a time."""
+
+    def __init__(self, specials: Specials) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rosellm.roseinfer.server.grammar_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+            start_new_session=True,  # the terminal's Ctrl-C is not for it
+        )
+        self._end = weakref.finalize(self, _end, self._process)
+        self._ready = False
+        self._specials = specials
+
+    def ask(self, check: Check) -> Verdict | None:
+        """Its verdict; None, and the end of it, if there is none in time."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            if not self._ready:
+                send(self._process.stdin, self._specials)
+                receive(self._process.stdout)  # it is up: its start does not count
+                self._ready = True
+            alarm = threading.Timer(MAX_SECONDS, self._process.kill)
+            alarm.daemon = True
+            alarm.start()
+            try:
+                send(self._process.stdin, check)
+                return msgspec.msgpack.decode(receive(self._process.stdout), type=Verdict)
+            finally:
+                alarm.cancel()
+        except (OSError, msgspec.DecodeError):
+            self._end()
+            return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    process.wait()
+
+
+def read_source(source: GrammarSource, param: str) -> GrammarSource:
+    """The source with what is written in a string read, its limits kept.
+
+    Raises:
+        RequestError: it is no schema, or beyond the limits.
+    """
+    if isinstance(source, Lark) and len(source.text) > MAX_CHARACTERS:
+        raise _refusal(f"more than {MAX_CHARACTERS} characters", param)
+    if not isinstance(source, JsonSchema):
+        return source
+    schema = _parsed(source.schema, param)
+    place = too_deep(schema)
+    if place is not None:
+        raise _refusal("nested too deeply", param, pointer(place), True)
+    place = repeated_names(schema)
+    if place is not None:
+        message = "is supported up to 1, or up to the number of required properties"
+        raise _refusal(message, param, pointer(place), True)
+    return JsonSchema(schema)
+
+
+def _parsed(schema: Any, param: str) -> Any:
+    if not isinstance(schema, str):
+        return schema
+    try:
+        parsed = json.loads(schema)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"not valid JSON: {error}", param) from None
+    if not isinstance(parsed, dict | bool):
+        raise _refusal("a schema is an object or a boolean", param)
+    return parsed
+
+
+def _refusal(message: str, param: str, place: str = "", schema: bool = False) -> RequestError:
+    where = f" at {place or '/'}" if schema else ""
+    return RequestError(f"{param}{where}: {message}", param=param, code="invalid_value")

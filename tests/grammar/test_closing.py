@@ -1,0 +1,86 @@
+"""Ways out of grammars, found from wherever an answer has come to."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from rosellm.roseinfer.grammar.closing import find_closing, literals_of, mended
+from rosellm.roseinfer.grammar.compiler import compile_grammar
+from rosellm.roseinfer.grammar.vocabulary import Vocabulary
+from rosellm.roseinfer.text.grammar_source import (
+    Choice,
+    GrammarSource,
+    JsonObject,
+    JsonSchema,
+    Lark,
+    Regex,
+    grammar_text,
+)
+
+THINKS = Lark(
+    'start: thoughts answer\nthoughts[suffix="</think>"]: /(.|\\n)*/\n'
+    'answer: %json {"type": "object"}'
+)
+NESTED: dict[str, Any] = {"type": "string"}
+for _ in range(6):
+    NESTED = {"type": "object", "properties": {"a": NESTED}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "longest"),
+    [
+        (JsonObject(), '{"a": [[[{"x": -', 8),
+        (JsonObject(), '{"a": "text in which } and ] end nothing', 3),
+        (JsonSchema(NESTED), "", 60),
+        (JsonSchema({"type": "string", "pattern": "^[A-Z]{2}-[0-9]{4}$"}), '"A', 10),
+        (JsonSchema({"type": "string", "format": "uuid"}), "", 40),
+        (JsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 5}), "[1,", 12),
+        (Choice(("red", "crimson")), "c", 8),
+        (Regex("(a|b)+c"), "abab", 2),
+        (THINKS, "First I look at the que", 14),
+    ],
+)
+def test_it_is_found(
+    source: GrammarSource, before: str, longest: int, vocabulary: Vocabulary
+) -> None:
+    text = grammar_text(source)
+    matcher = compile_grammar(text, vocabulary)
+    assert matcher.consume_tokens(vocabulary.trie.greedy_tokenize(before))
+    found = find_closing(
+        matcher, vocabulary, longest=longest, effort=600, literals=literals_of(text)
+    )
+    assert found is not None
+    assert len(found) <= longest
+    assert not matcher.is_accepting(), "the matcher stays where it is"
+    assert matcher.consume_tokens(found)
+    assert matcher.is_accepting()
+
+
+def test_no_way_is_longer_than_it_may_be(vocabulary: Vocabulary) -> None:
+    matcher = compile_grammar(grammar_text(JsonSchema(NESTED)), vocabulary)
+    assert find_closing(matcher, vocabulary, longest=5, effort=200) is None
+
+
+def test_a_search_without_end_is_bounded(vocabulary: Vocabulary) -> None:
+    matcher = compile_grammar(grammar_text(Regex("(.|\n)*never")), vocabulary)
+    begun = time.monotonic()
+    assert find_closing(matcher, vocabulary, longest=4000, effort=50) is None
+    assert time.monotonic() - begun < 20
+
+
+def test_tokens_that_end_an_answer_are_avoided(vocabulary: Vocabulary) -> None:
+    matcher = compile_grammar(grammar_text(Regex("[ab]")), vocabulary)
+    a, b = vocabulary.single[ord("a")], vocabulary.single[ord("b")]
+    assert find_closing(matcher, vocabulary, longest=3, effort=50, avoid={a}) == [b]
+
+
+def test_a_known_way_is_mended(vocabulary: Vocabulary) -> None:
+    trie = vocabulary.trie
+    matcher = compile_grammar(grammar_text(JsonObject()), vocabulary)
+    assert matcher.consume_tokens(trie.greedy_tokenize('{"a": 1, "b": "x'))
+    found = mended(matcher, vocabulary, trie.greedy_tokenize("}"), longest=4)
+    assert found is not None
+    assert trie.decode_bytes(found) == b'"}'
