@@ -68,7 +68,6 @@ def test_an_edit_takes_at_most_half_the_steps(demo: Server, how: dict[str, Any])
     prediction = {"type": "content", "content": before}
     predicted, fewer = ask(demo, **LONG, **how, prediction=prediction)
     assert predicted["choices"] == plain["choices"]
-    print(steps, fewer, predicted["usage"])
     assert fewer <= steps / 2
     details = predicted["usage"]["completion_tokens_details"]
     assert details["accepted_prediction_tokens"] > 250
