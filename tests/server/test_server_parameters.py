@@ -35,7 +35,11 @@ from rosellm.roseinfer.server.schemas.messages import (
 from rosellm.roseinfer.server.schemas.nesting import nested
 from rosellm.roseinfer.server.schemas.prediction import Prediction
 from rosellm.roseinfer.server.schemas.streaming import StreamOptions
-from rosellm.roseinfer.server.schemas.structured import JsonObjectFormat, JsonSchemaFormat
+from rosellm.roseinfer.server.schemas.structured import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedSchema,
+)
 from rosellm.roseinfer.server.schemas.tools import (
     Allowed,
     AllowedTools,
@@ -76,6 +80,7 @@ SCHEMA_NAMES: dict[type, str] = {
     StreamOptions: "ChatCompletionStreamOptions",
     JsonObjectFormat: "ResponseFormatJsonObject",
     JsonSchemaFormat: "ResponseFormatJsonSchema",
+    NamedSchema: "ResponseFormatJsonSchema.json_schema",
     ToolCall: "ChatCompletionMessageToolCall",
     CalledFunction: "ChatCompletionMessageToolCall.function",
     FunctionTool: "ChatCompletionTool",

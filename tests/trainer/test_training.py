@@ -69,7 +69,7 @@ def test_the_loss_falls_on_a_real_text(name: str, configure: MakeConfig) -> None
         **changes,
         data__train=["text.txt"],
         data__valid=["text.txt"],
-        optimizer__lr=1e-2,
+        optimizer__lr=4e-3,
         run__steps=120,
         run__batch_size=8,
         run__eval_every=40,
