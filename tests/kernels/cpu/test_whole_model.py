@@ -47,7 +47,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2", "gpt_neox"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "llama",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gemma2", "gpt_neox")),
+    ],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model: with biases, with windows and capped scores, with parallel blocks."""
     folder = tmp_path_factory.mktemp(request.param)
