@@ -336,7 +336,7 @@ def test_every_architecture_at_once(
 
     drafting = subject.build(speculate="ngram")
     predictions = [[*result.tokens[0][:3], 7, *result.tokens[0][4:]] for result in wanted]
-    assert subject.run(drafting, predictions=predictions) == wanted
+    assert subject.run(drafting, prompts, predictions=predictions) == wanted
     assert drafting.scheduler.stats().accepted >= 10
 
 
