@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
@@ -72,7 +72,10 @@ class Grammars:
         return self._good[text]
 
     def _ask(self, check: Check) -> Verdict:
-        worker = self._idle.get() if not self._idle.empty() else _Worker(self._specials)
+        try:
+            worker = self._idle.get_nowait()
+        except Empty:
+            worker = _Worker(self._specials)
         verdict = worker.ask(check)
         if verdict is None:
             return Verdict(

@@ -141,7 +141,7 @@ PREDICTION: dict[str, type[Body]] = {
     "prediction": Prediction,
     "prediction.content[]": TextPart,
 }
-STREAM: dict[str, type[Body]] = {
+ANSWER: dict[str, type[Body]] = {
     "stream_options": StreamOptions,
     "structured_outputs": StructuredOutputs,
 }
@@ -154,9 +154,9 @@ ENDPOINTS = (
     Endpoint(
         "/v1/chat/completions",
         ChatRequest,
-        {**MESSAGES, **TOOLS, **PREDICTION, **FORMATS, **STREAM},
+        {**MESSAGES, **TOOLS, **PREDICTION, **FORMATS, **ANSWER},
     ),
-    Endpoint("/v1/completions", CompletionRequest, STREAM),
+    Endpoint("/v1/completions", CompletionRequest, ANSWER),
     Endpoint("/v1/embeddings", EmbeddingRequest),
     Endpoint("/tokenize", TokenizeRequest, MESSAGES),
     Endpoint("/detokenize", DetokenizeRequest),
