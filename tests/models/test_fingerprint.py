@@ -74,6 +74,29 @@ def test_a_single_file_has_a_hash_of_its_own(tmp_path: Path) -> None:
     assert weights_hash(str(one)) != weights_hash(str(other))
 
 
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"weights")
+    found = weights_hash(str(file))
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", None)
+        assert weights_hash(str(file)) == found
+        flip_a_bit(file)
+        with pytest.raises(TypeError):
+            weights_hash(str(file))
+    assert weights_hash(str(file)) != found
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"weights")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    assert weights_hash(str(file)) == weights_hash(str(file))
+
+
 def test_what_cannot_be_read_is_raised_where_the_hash_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         begin_hashing(str(tmp_path / "nothing.pt")).result()
