@@ -61,10 +61,10 @@ def profile(core: EngineCore, config: ModelConfig, peaks: Peaks) -> Iterator[Lin
     program = core.runner.forward
     assert isinstance(program, Program), "the model does not run as one native call"
     for work, batch in WORK.items():
-        drive(core, ours._requests(core.facts.vocab_size, WARM_UP))
+        drive(core, ours.requests_of(core.facts.vocab_size, WARM_UP))
         peaks.measure()
         program.time_operations()
-        steps = drive(core, ours._requests(core.facts.vocab_size, batch))
+        steps = drive(core, ours.requests_of(core.facts.vocab_size, batch))
         total, times = sum(steps.seconds), program.times()
         times["head, sampling, Python"] = total - sum(times.values())
         layers = core.runner.model.spec.num_layers

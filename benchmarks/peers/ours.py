@@ -94,7 +94,7 @@ def _load(args: argparse.Namespace) -> tuple[int, Callable[[Batch], Speeds]]:
     core = build_engine(EngineConfig(model, cache, scheduler))
 
     def run(batch: Batch) -> Speeds:
-        steps = drive(core, _requests(core.facts.vocab_size, batch))
+        steps = drive(core, requests_of(core.facts.vocab_size, batch))
         each = list(zip(steps.seconds, steps.computed, steps.sampled, strict=True))
         whole = batch.streams, batch.streams
         return Speeds(
@@ -116,7 +116,7 @@ def _config(args: argparse.Namespace) -> ModelConfig:
     )
 
 
-def _requests(vocab_size: int, batch: Batch) -> list[Add]:
+def requests_of(vocab_size: int, batch: Batch) -> list[Add]:
     fixed = Lengths(batch.prompt, batch.prompt), Lengths(batch.output, batch.output)
     return requests(vocab_size, Load(batch.streams, *fixed, seed=0))
 

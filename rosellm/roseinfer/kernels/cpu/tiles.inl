@@ -111,12 +111,6 @@ ROSE_INLINE __m256i widened(const uint8_t* w) {
 ROSE_INLINE Quads quads_at(const uint8_t* w) {
     return {{widened(w), widened(w + 16), widened(w + 32), widened(w + 48)}};
 }
-ROSE_INLINE Quads quads_of(const I (&points)[V]) {
-    return {{_mm256_cvtepu8_epi16(_mm256_castsi256_si128(points[0])),
-             _mm256_cvtepu8_epi16(_mm256_extracti128_si256(points[0], 1)),
-             _mm256_cvtepu8_epi16(_mm256_castsi256_si128(points[1])),
-             _mm256_cvtepu8_epi16(_mm256_extracti128_si256(points[1], 1))}};
-}
 ROSE_INLINE Quad quad_at(const Code* x) {
     int64_t four;
     std::memcpy(&four, x, sizeof four);
@@ -178,7 +172,8 @@ ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t group, int64_t cou
     }
 }
 
-// The same of int4.
+#if !defined(ROSE_AVX2)
+// The same of int4; with AVX2, code_tiles take its place.
 template <int C, class Add>
 ROSE_INLINE void for_unfolded(const Panel& panel, int c, int64_t first, int64_t last,
                               const Add& add) {
@@ -206,6 +201,7 @@ ROSE_INLINE void for_unfolded(const Panel& panel, int c, int64_t first, int64_t 
         }
     }
 }
+#endif
 
 #if defined(ROSE_AVX512)
 // Sums of int4 for the fewest rows, where unfolding would take longer than all else: a part's codes
@@ -272,7 +268,9 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
             x += 4 * R;
         };
         if constexpr (READING == POINTS) for_quads<C>(panel, c, group, last - first, add_four);
+#if !defined(ROSE_AVX2)
         if constexpr (READING == UNFOLDING) for_unfolded<C>(panel, c, first, last, add_four);
+#endif
 #if defined(ROSE_AVX512)
         if constexpr (READING == CODES)
             for (int64_t part = first / PART; part < last / PART; part++, x += PART * R)
