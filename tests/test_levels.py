@@ -31,6 +31,7 @@ LEVELS = {
     "rosellm.roseinfer.hub_errors": 1,
     "rosellm.roseinfer.hub_transfer": 1,
     "rosellm.roseinfer.scheduler": 1,
+    "rosellm.roseinfer.sequence": 1,
     "rosellm.roseinfer.speculation": 1,
     "rosellm.roseinfer.text": 1,
     "rosellm.roseinfer.attention": 2,

@@ -1,0 +1,75 @@
+"""Requests and their sequences as the scheduler keeps them. No tensors, no text, no decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rosellm.roseinfer.cache.manager import SequenceKV
+from rosellm.roseinfer.grammar.constraint import Constraint
+from rosellm.roseinfer.messages import Want
+from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.speculation.drafter import Drafter
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One Add and its choices. Followers wait until the first choice's prompt is cached.
+
+    ``held`` until its grammar is compiled.
+    """
+
+    id: int
+    unfinished: int
+    held: bool = False
+    sequences: list[Sequence] = field(default_factory=list)
+    followers: list[Sequence] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One choice of a request: its tokens, and how far they are computed.
+
+    ``num_scheduled`` counts what submitted plans cover, ``num_computed`` what has come
+    back; they differ only while a plan is in flight. ``rank`` orders by virtual arrival
+    time: a level of priority is worth a fixed number of seconds, so that everything that
+    waits overtakes, in time, all that arrives later. ``num_scored`` prompt positions have
+    been reported; the last one has nothing to be scored against.
+    """
+
+    number: int
+    request: Request
+    choice: int
+    params: SamplingParams
+    prompt_len: int
+    tokens: list[int]
+    rank: tuple[float, int]
+    kv: SequenceKV
+    drafter: Drafter | None = None
+    want: Want = "tokens"
+    num_scored: int = 0
+    num_computed: int = 0
+    num_scheduled: int = 0
+    in_flight: int = 0
+    cached: int | None = None
+    finished: bool = False
+    constraint: Constraint | None = None
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known but not yet covered by a plan."""
+        return len(self.tokens) - self.num_scheduled
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens follow the known ones; otherwise the sequence ends with them."""
+        return self.want == "tokens" and self.params.max_tokens > 0
+
+    @property
+    def unscored(self) -> bool:
+        """Whether prompt positions are still to be scored. Siblings leave it to the first."""
+        wanted = self.params.prompt_logprobs is not None and self.choice == 0
+        return wanted and self.want == "tokens" and self.num_scored < self.prompt_len - 1
