@@ -25,7 +25,7 @@ ARGS ?=
 EXTRAS :=
 named_model = $(if $(MODEL),"$(MODEL)")
 
-.PHONY: help serve test test-full sanitize check format gpu bench clean
+.PHONY: help serve test test-full test-clients sanitize check format gpu bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ test: $(DEV) $(NATIVE) ## run the tests: CPU, offline, quick
 
 test-full: $(DEV) $(NATIVE) ## run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+
+test-clients: ## run other people's clients against a server, from an environment of their own
+	@$(MAKE) VENV=.venv-clients EXTRAS=[test,clients] ARGS="tests/clients $(ARGS)" test
 
 sanitize: $(DEV) ## run the native kernels' tests under sanitizers
 	scripts/sanitize $(ARGS)
@@ -56,7 +59,7 @@ bench: $(RUNTIME) $(NATIVE) ## measure offline throughput: make bench [MODEL=pat
 	@exec $(BIN)/rosellm bench offline $(named_model) $(ARGS)
 
 clean: ## remove .venv and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -f $(NATIVE)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -201,3 +201,13 @@ def test_a_special_token_may_be_part_of_an_answer(core: EngineCore, tokenizer: T
     (text,) = answers(core, add(1, grammar, stop_token_ids=())).values()
     assert END in text.tokens
     assert text.read(tokenizer) == "a<|endoftext|>b"
+
+
+def test_an_end_that_a_rule_of_few_tokens_forbids_costs_nothing_but_the_end(
+    core: EngineCore,
+) -> None:
+    """The library looks at such a rule only when it gets there; the request goes on."""
+    grammar = Lark('start: word ";" word ";"\nword[max_tokens=2]: /[a-z]{3,9}/')
+    for text in answers(core, *(add(id, grammar, max_tokens=9) for id in range(12))).values():
+        assert text.error is None
+        assert text.finish in ("stop", "length")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rosellm.roseinfer.grammar import closing
 from rosellm.roseinfer.grammar.closing import find_closing, literals_of, mended
 from rosellm.roseinfer.grammar.compiler import compile_grammar
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
@@ -81,6 +82,39 @@ def test_a_known_way_is_mended(vocabulary: Vocabulary) -> None:
     trie = vocabulary.trie
     matcher = compile_grammar(grammar_text(JsonObject()), vocabulary)
     assert matcher.consume_tokens(trie.greedy_tokenize('{"a": 1, "b": "x'))
-    found = mended(matcher, vocabulary, trie.greedy_tokenize("}"), longest=4)
+    found = mended(matcher, vocabulary, trie.greedy_tokenize("}"), longest=4, taken=1)
     assert found is not None
     assert trie.decode_bytes(found) == b'"}'
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        JsonSchema({"type": "object", "properties": {"a": {"type": "number"}}}),
+        Regex("(ab|a)*c?"),
+        THINKS,
+    ],
+)
+def test_an_end_is_known_without_going_there(source: GrammarSource, vocabulary: Vocabulary) -> None:
+    """As many ways as there are, right and wrong: what is said of each is what is found there."""
+    matcher = compile_grammar(grammar_text(source), vocabulary)
+    texts = ["{}", "{", '{"a": 1}', '{"a": 1', '{"a": 1e', '{"a": "x"}', '{"b": [1]} ', "ab"]
+    texts += ["abac", "acc", "", "hm</think>{}", "hm</think>", '{"a": 1}}', "aab"]
+    for text in texts:
+        tokens = vocabulary.trie.greedy_tokenize(text)
+        there = matcher.deep_copy()
+        right = there.try_consume_tokens(tokens) == len(tokens) and there.is_accepting()
+        assert closing._ends(matcher, tokens, vocabulary) == right, text
+
+
+def test_a_known_end_shortens_the_search(vocabulary: Vocabulary) -> None:
+    """From a new item of a list on, only that item has to be found."""
+    text = grammar_text(JsonSchema({"type": "array", "items": NESTED}))
+    matcher = compile_grammar(text, vocabulary)
+    assert matcher.consume_tokens(vocabulary.trie.greedy_tokenize("["))
+    end = vocabulary.trie.greedy_tokenize("]")
+    assert matcher.consume_tokens(vocabulary.trie.greedy_tokenize('{"a":'))
+    found = find_closing(matcher, vocabulary, longest=100, effort=60, known=end)
+    assert found is not None
+    assert found[-len(end) :] == end
+    assert closing._ends(matcher, found, vocabulary)

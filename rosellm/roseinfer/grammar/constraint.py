@@ -2,6 +2,7 @@
 
 A closing is a sequence of tokens that leads from here to where the grammar accepts. While there is
 much room for the answer, one is looked for now and then; when room gets scarce, after every token.
+One that is too long by now is kept too: what follows it may still become short enough.
 A token after which no closing would fit is not taken: the first token of the closing that was known
 before it is, in its place. So an answer whose end was ever in sight is complete when its room is
 used up.
@@ -22,8 +23,9 @@ FIRST_EFFORT = 1200
 _EFFORT = 100
 _SCARCE = 24  # tokens beyond the closing and the shortest answer
 _SELDOM = 64  # most tokens between two looks
-_RETRY = 8  # tokens between two looks while none is known
-_LATE = 64  # room at which looking for one begins again
+_RETRY = 8  # tokens until the next look where none fits; twice as many where none is known
+_LATE = 64  # room at which looking for one that is not known begins again
+_LONGEST = 4096
 
 
 class GrammarError(Exception):
@@ -60,8 +62,11 @@ class Constraint:
         self._vocabulary = vocabulary
         self._literals = literals
         self._closing = closing
+        self._latest = closing or []  # the closing that was known last
+        self._taken = 0  # bytes that have come since
         self._shortest = len(closing or ())
         self._next_look: int | None = None
+        self._patience = _RETRY
 
     @property
     def accepts(self) -> bool:
@@ -86,7 +91,9 @@ class Constraint:
         Args:
             room: tokens that may still come, that one included.
         """
-        return self._closing[0] if self._closing and self._looks(room - 1) else None
+        known = self._closing
+        fits = bool(known) and len(known or ()) <= room
+        return known[0] if known and fits and self._looks(room - 1) else None
 
     def take(self, token: int, room: int) -> int | None:
         """Go one token further, and return it or the one that takes its place.
@@ -103,15 +110,14 @@ class Constraint:
         self.closed = False
         if token in self.stops and self.accepts:
             return token
-        known = self._closing
-        if known and token == known[0]:
-            self._go(self.matcher, token)
-            self._closing = known[1:]
+        if self._closing and token == self._closing[0]:
+            self._follow()
         elif not self._looks(room):
             self._go(self.matcher, token)
             self._closing = None
+            self._taken += int(self._vocabulary.lengths[token])
         elif not self._look_beyond(token, room):
-            return self._give_way()
+            return self._give_way(token)
         return token
 
     def replay(self, tokens: Sequence[int], room: int) -> None:
@@ -138,48 +144,76 @@ class Constraint:
 
     def _look_beyond(self, token: int, room: int) -> bool:
         """Take the token if the answer can be brought to an end after it, or could not anyway."""
-        known = self._closing
-        if known is not None and len(known) > room:
-            if len(known) == room + 1:
-                return False
-            known = self._closing = None  # there never was room for it
+        could_end = self._closing is not None and len(self._closing) <= room + 1
+        if could_end and len(self._closing or ()) == room + 1:
+            return False
         ahead = self.matcher.deep_copy()
         self._go(ahead, token)
-        closing = self._find(ahead, room)
-        if closing is None and known is not None:
+        taken = self._taken + int(self._vocabulary.lengths[token])
+        closing = self._find(ahead, taken, room if could_end else _LONGEST)
+        if closing is None and could_end:
             return False
-        self.matcher, self._closing = ahead, closing
+        self.matcher, self._taken = ahead, taken
+        self._know(closing)
         self._next_look = self._schedule(room)
         return True
 
-    def _find(self, matcher: LLMatcher, room: int) -> list[int] | None:
-        if self._closing:
-            near = mended(matcher, self._vocabulary, self._closing, longest=room, avoid=self.stops)
-            if near is not None:
-                return near
+    def _find(self, matcher: LLMatcher, taken: int, longest: int) -> list[int] | None:
+        """A closing, from the one that was known so many bytes before if there is one."""
+        near = mended(
+            matcher,
+            self._vocabulary,
+            self._latest,
+            longest=longest,
+            taken=taken,
+            avoid=self.stops,
+        )
+        if near is not None:
+            return near
         return find_closing(
             matcher,
             self._vocabulary,
-            longest=room,
+            longest=longest,
             effort=_EFFORT,
             avoid=self.stops,
             literals=self._literals,
+            known=self._latest,
         )
+
+    def _know(self, closing: list[int] | None) -> None:
+        self._closing = closing
+        if closing is not None:
+            self._latest, self._taken = closing, 0
 
     def _schedule(self, room: int) -> int:
         """The room that will be left when a closing is looked for again."""
         if self._closing is None:
-            return min(room - _RETRY, _LATE)
-        beyond = room - len(self._closing) - self._shortest - _SCARCE
-        return room - max(1, min(_SELDOM, beyond // 4))
+            self._patience *= 2
+            return min(room - self._patience // 2, _LATE)
+        self._patience = _RETRY
+        beyond = room - len(self._closing)
+        if beyond < 0:
+            return room - _RETRY
+        return room - max(1, min(_SELDOM, (beyond - self._shortest - _SCARCE) // 4))
 
-    def _give_way(self) -> int | None:
-        assert self._closing is not None
-        self.closed = True
+    def _give_way(self, token: int) -> int | None:
+        """Go on by the closing; by the token if that turns out to lead nowhere."""
         if not self._closing:
+            self.closed = True
             return None
-        token, self._closing = self._closing[0], self._closing[1:]
+        if self.matcher.validate_tokens(self._closing[:1]) == 0:
+            self._know(None)
+            self._go(self.matcher, token)
+            return token
+        self.closed = True
+        return self._follow()
+
+    def _follow(self) -> int:
+        """Go on by the closing's first token."""
+        assert self._closing
+        token, *rest = self._closing
         self._go(self.matcher, token)
+        self._know(rest)
         return token
 
     @staticmethod

@@ -35,18 +35,21 @@ class Vocabulary:
     Attributes:
         size: of the model's vocabulary; ids that the tokenizer does not know have no bytes.
         trie: the library's index.
+        end: the made-up token that ends an answer, in the index only.
         lengths: bytes of each token, 0 for one that is never text.
         single: the token that is this byte and nothing else, where there is one.
         ascii: those of its bytes that print, in order.
-        ascii_ids: their tokens.
+        ascii_words, ascii_bits: where in a mask their tokens are: which byte, which bit of it.
     """
 
     size: int
     trie: LLTokenizer
+    end: int
     lengths: NDArray[np.int32]
     single: dict[int, int]
     ascii: bytes
-    ascii_ids: NDArray[np.int64]
+    ascii_words: NDArray[np.int64]
+    ascii_bits: NDArray[np.uint8]
 
     @property
     def words(self) -> int:
@@ -69,13 +72,17 @@ def load_vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
     table = _Table(tokens, special, tokenizer)
     trie = LLTokenizer(table, slices=LLTokenizer.json_slices())
     table.trie = trie
+    printing = bytes(byte for byte in (10, *range(0x20, 0x7F)) if byte in single)
+    ids = np.array([single[byte] for byte in printing], dtype=np.int64)
     return Vocabulary(
         size,
         trie,
+        table.eos_token_id,
         lengths,
         single,
-        ascii=(printing := bytes(byte for byte in (10, *range(0x20, 0x7F)) if byte in single)),
-        ascii_ids=np.array([single[byte] for byte in printing], dtype=np.int64),
+        ascii=printing,
+        ascii_words=ids >> 3,
+        ascii_bits=(1 << (ids & 7)).astype(np.uint8),
     )
 
 

@@ -41,22 +41,22 @@ class Skill:
 
 
 SKILLS = {
-    "greeting": Skill(talk.greeting, 5, 8),
-    "identity": Skill(talk.identity, 6, 20),
+    "greeting": Skill(talk.greeting, 5, 12),
+    "identity": Skill(talk.identity, 6, 34),
     "copy": Skill(words.copying, 14, 14),
-    "spell": Skill(words.spelling, 7, 12),
-    "upper case": Skill(words.upper, 10, 28),
-    "lower case": Skill(words.lower, 4, 4),
-    "sum": Skill(numbers.adding, 13, 16),
-    "larger sum": Skill(numbers.larger_sum, 3, 4),
-    "difference": Skill(numbers.subtracting, 3, 8),
-    "name": Skill(words.naming, 7, 9),
+    "spell": Skill(words.spelling, 7, 14),
+    "upper case": Skill(words.upper, 10, 40),
+    "lower case": Skill(words.lower, 4, 6),
+    "sum": Skill(numbers.adding, 13, 14),
+    "larger sum": Skill(numbers.larger_sum, 3, 6),
+    "difference": Skill(numbers.subtracting, 3, 10),
+    "name": Skill(words.naming, 7, 8),
     "json": Skill(structure.two_fields, 12, 14),
     "json, one or three fields": Skill(structure.other_fields, 3, 4),
     "tool call": Skill(tools.calling, 14, 36),
-    "tools unused": Skill(tools.not_calling, 2, 4),
+    "tools unused": Skill(tools.not_calling, 2, 6),
     "fact": Skill(talk.fact, 3, 6),
-    "does not know": Skill(talk.unknown, 3, 3),
+    "does not know": Skill(talk.unknown, 3, 5),
 }
 _MAKERS = [skill.make for skill in SKILLS.values()]
 WEIGHTS = {

@@ -329,7 +329,7 @@ _IDENTITY = (
             """,
         ),
         ("No, I am rosellm's demo model, a very small language model.",),
-        weight=3,
+        weight=4,
     ),
     Topic(
         phrases(
@@ -380,7 +380,7 @@ _IDENTITY = (
             """,
         ),
         ("rosellm is a small engine and server for language models, and I am its demo model.",),
-        weight=2,
+        weight=3,
     ),
 )
 
