@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from tests.e2e.conftest import Server
 
 langchain_openai = pytest.importorskip("langchain_openai")
+pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours
 
 PARIS = "What is the weather in Paris?"
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from tests.e2e.conftest import Server
 
 litellm = pytest.importorskip("litellm")
+pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours
 
 WEATHER: Any = {
     "type": "function",

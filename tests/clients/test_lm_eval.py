@@ -12,6 +12,7 @@ import rosellm
 from tests.e2e.conftest import Server
 
 lm_eval = pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours
 
 DEMO = Path(rosellm.__file__).parent / "data" / "rosellm-demo"
 SUMS = [(1, 2), (3, 4), (10, 5), (7, 7)]

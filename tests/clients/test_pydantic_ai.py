@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from tests.e2e.conftest import Server
 
 pydantic_ai = pytest.importorskip("pydantic_ai")
+pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours
 
 
 class Report(BaseModel):
