@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from rosellm.roseinfer.grammar import closing
-from rosellm.roseinfer.grammar.closing import find_closing, literals_of, mended
+from rosellm.roseinfer.grammar.closing import find_closing, mended
 from rosellm.roseinfer.grammar.compiler import compile_grammar
+from rosellm.roseinfer.grammar.literals import literals_of
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
 from rosellm.roseinfer.text.grammar_source import (
     Choice,
@@ -38,6 +39,19 @@ for _ in range(6):
         (JsonSchema(NESTED), "", 60),
         (JsonSchema({"type": "string", "pattern": "^[A-Z]{2}-[0-9]{4}$"}), '"A', 10),
         (JsonSchema({"type": "string", "format": "uuid"}), "", 40),
+        (JsonSchema({"type": "string", "pattern": "[A-Z]cole$"}), '"no end in sight', 9),
+        (
+            JsonSchema(
+                {
+                    "type": "object",
+                    "patternProperties": {"\\d{3}": {"type": "null"}},
+                    "additionalProperties": False,
+                }
+            ),
+            '{"name',
+            12,
+        ),
+        (JsonSchema({"type": "string", "format": "uri"}), '"www.no.scheme', 9),
         (JsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 5}), "[1,", 12),
         (Choice(("red", "crimson")), "c", 8),
         (Regex("(a|b)+c"), "abab", 2),
@@ -51,7 +65,7 @@ def test_it_is_found(
     matcher = compile_grammar(text, vocabulary)
     assert matcher.consume_tokens(vocabulary.trie.greedy_tokenize(before))
     found = find_closing(
-        matcher, vocabulary, longest=longest, effort=1200, literals=literals_of(text)
+        matcher, vocabulary, longest=longest, effort=600, literals=literals_of(text, vocabulary)
     )
     assert found is not None
     assert len(found) <= longest
@@ -62,20 +76,20 @@ def test_it_is_found(
 
 def test_no_way_is_longer_than_it_may_be(vocabulary: Vocabulary) -> None:
     matcher = compile_grammar(grammar_text(JsonSchema(NESTED)), vocabulary)
-    assert find_closing(matcher, vocabulary, longest=5, effort=200) is None
+    assert find_closing(matcher, vocabulary, longest=5, effort=100) is None
 
 
 def test_a_search_without_end_is_bounded(vocabulary: Vocabulary) -> None:
     matcher = compile_grammar(grammar_text(Regex("(.|\n)*never")), vocabulary)
     begun = time.monotonic()
-    assert find_closing(matcher, vocabulary, longest=4000, effort=50) is None
+    assert find_closing(matcher, vocabulary, longest=4000, effort=25) is None
     assert time.monotonic() - begun < 20
 
 
 def test_tokens_that_end_an_answer_are_avoided(vocabulary: Vocabulary) -> None:
     matcher = compile_grammar(grammar_text(Regex("[ab]")), vocabulary)
     a, b = vocabulary.single[ord("a")], vocabulary.single[ord("b")]
-    assert find_closing(matcher, vocabulary, longest=3, effort=50, avoid={a}) == [b]
+    assert find_closing(matcher, vocabulary, longest=3, effort=25, avoid={a}) == [b]
 
 
 def test_a_known_way_is_mended(vocabulary: Vocabulary) -> None:
@@ -114,7 +128,7 @@ def test_a_known_end_shortens_the_search(vocabulary: Vocabulary) -> None:
     assert matcher.consume_tokens(vocabulary.trie.greedy_tokenize("["))
     end = vocabulary.trie.greedy_tokenize("]")
     assert matcher.consume_tokens(vocabulary.trie.greedy_tokenize('{"a":'))
-    found = find_closing(matcher, vocabulary, longest=100, effort=60, known=end)
+    found = find_closing(matcher, vocabulary, longest=100, effort=30, known=end)
     assert found is not None
     assert found[-len(end) :] == end
     assert closing._ends(matcher, found, vocabulary)

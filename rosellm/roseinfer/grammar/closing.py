@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,9 +40,8 @@ _MANY = 8  # letters of a kind from which on they are alike
 _OTHERS = 4
 _OPENINGS = b"{[(<"
 _RUN = 8
+_TOLLS = (0, 1, 8)
 _DETOUR = 4  # of the costs above, in units of the toll
-_LITERAL = re.compile(r'"(?:[^"\\]|\\["\\/bfnrt])*"')
-_MOST_LITERALS = 16
 _ENDS = (b'"', b"}", b"]", b"0", b'"}', b'"]')
 _MENDED = 16
 _NOT_TEXT = 0xFF  # how the library writes a special token among bytes
@@ -74,26 +71,19 @@ def find_closing(
     Args:
         matcher: is left as it is.
         longest: tokens that the way may have.
-        effort: states to look at.
+        effort: states to look at, for each way to weigh them.
         avoid: tokens that it must not use, those that end an answer.
-        literals: texts that may end a free one, see ``literals_of``.
+        literals: texts that may end a free one, see ``literals.py``.
         known: how the way may go on to its end, if it comes to where that is right.
     """
     spelled = _spelled(literals, vocabulary)
     search = _Search(vocabulary, 8 * longest, frozenset(avoid), spelled, list(known))
-    for toll in (0, 1):
-        for found in search.ways_out(matcher, effort // 2, toll):
+    for toll in _TOLLS:
+        for found in search.ways_out(matcher, effort, toll):
             tokens = _shortened(matcher, vocabulary, found, avoid)
             if len(tokens) <= longest:
                 return tokens
     return None
-
-
-def literals_of(grammar: str) -> tuple[bytes, ...]:
-    """Texts in quotation marks in a grammar, but for those in its schemas."""
-    lines = (line for line in grammar.splitlines() if "%json" not in line)
-    found = (json.loads(text) for line in lines for text in _LITERAL.findall(line))
-    return tuple({text.encode(): None for text in found if len(text) > 1})[:_MOST_LITERALS]
 
 
 def _spelled(literals: Collection[bytes], vocabulary: Vocabulary) -> list[list[int]]:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from llguidance import LLMatcher
 
-from rosellm.roseinfer.grammar.closing import find_closing, literals_of
+from rosellm.roseinfer.grammar.closing import find_closing
 from rosellm.roseinfer.grammar.constraint import (
     FIRST_EFFORT,
     Constraint,
     GrammarError,
 )
+from rosellm.roseinfer.grammar.literals import literals_of
 from rosellm.roseinfer.grammar.vocabulary import LIMITS, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ class Compiler:
 
     def _beginning(self, text: str, vocabulary: Vocabulary) -> _Beginning:
         if text not in self._known:
-            matcher, literals = compile_grammar(text, vocabulary), literals_of(text)
+            matcher = compile_grammar(text, vocabulary)
+            literals = literals_of(text, vocabulary)
             closing = _closing(matcher, vocabulary, literals)
             self._known[text] = _Beginning(matcher, closing, literals)
             if len(self._known) > _KEPT:

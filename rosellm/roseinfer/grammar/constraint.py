@@ -19,8 +19,8 @@ from llguidance import LLMatcher
 from rosellm.roseinfer.grammar.closing import find_closing, mended
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
 
-FIRST_EFFORT = 1200
-_EFFORT = 100
+FIRST_EFFORT = 600
+_EFFORT = 50
 _SCARCE = 24  # tokens beyond the closing and the shortest answer
 _SELDOM = 64  # most tokens between two looks
 _RETRY = 8  # tokens until the next look where none fits; twice as many where none is known
