@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,10 @@ def test_the_demo_model(demo: Server) -> None:
 def test_tools_of_the_leaderboard(request: pytest.FixtureRequest, model: str, every: int) -> None:
     server: Server = request.getfixturevalue(model)
     tools = list(bfcl.tools())
-    for index in range(0, len(tools), every):
-        check_required(server, tools[index : index + 1], index)
+    with ThreadPoolExecutor(16) as pool:
+        checks = {
+            pool.submit(check_required, server, tools[index : index + 1], index): index
+            for index in range(0, len(tools), every)
+        }
+    for check, index in checks.items():
+        assert check.exception() is None, (tools[index], check.exception())

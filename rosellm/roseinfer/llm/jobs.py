@@ -17,7 +17,9 @@ from rosellm.roseinfer.server.generate import Job
 from rosellm.roseinfer.server.schemas.fields import Body
 from rosellm.roseinfer.server.schemas.messages import Message, Messages
 from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.server.tool_grammars import answer_grammar
 from rosellm.roseinfer.server.validation import Known, request_error
+from rosellm.roseinfer.text.answer_parser import PLAIN
 
 Made = TypeVar("Made")
 
@@ -61,7 +63,8 @@ async def completion(service: Service, prompt: Prompt, asked: SamplingParams) ->
     max_tokens = service.sampling.max_tokens(
         asked.max_tokens, len(ids), default=MAX_TOKENS_COMPLETION, param="max_tokens"
     )
-    return _job(service, ids, asked, max_tokens, continues=True)
+    grammar = await answer_grammar(asked.form, None, PLAIN, service.grammars)
+    return _job(service, ids, asked, max_tokens, grammar=grammar, continues=True)
 
 
 async def chat(service: Service, turns: Conversation, asked: SamplingParams) -> Job:
@@ -71,7 +74,9 @@ async def chat(service: Service, turns: Conversation, asked: SamplingParams) -> 
     max_tokens = service.sampling.max_tokens(
         asked.max_tokens, len(ids), default=None, param="max_tokens"
     )
-    return _job(service, ids, asked, max_tokens)
+    format = service.prompts.formats.of_answer(service.prompts.end(ids), None)  # reasoning first
+    grammar = await answer_grammar(asked.form, None, format, service.grammars)
+    return _job(service, ids, asked, max_tokens, grammar=grammar)
 
 
 async def pooled(service: Service, text: Prompt) -> Job:

@@ -14,6 +14,7 @@ from pydantic import (
 
 from rosellm.roseinfer.server.schemas.answering import MAX_TOP_LOGPROBS
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
+from rosellm.roseinfer.server.schemas.structured import Form, StructuredOutputs, form_of
 from rosellm.roseinfer.server.validation import Known, request_error
 
 
@@ -23,7 +24,8 @@ class SamplingParams(SamplingFields):
     What is left out, or None, is the ``LLM``'s own setting of that name, or else what the
     model's ``generation_config.json`` says, or else OpenAI's default. ``max_tokens`` is 16 by
     default in ``generate`` and as many as the context holds in ``chat``; with 0, only the
-    prompt is computed (for its ``prompt_logprobs``).
+    prompt is computed (for its ``prompt_logprobs``). ``structured_outputs`` takes a dict, as the
+    HTTP API does: ``{"json": schema}``.
 
     >>> SamplingParams(top_p=2)
     Traceback (most recent call last):
@@ -42,6 +44,15 @@ class SamplingParams(SamplingFields):
     prompt_logprobs: int | None = Field(
         default=None, ge=0, le=MAX_TOP_LOGPROBS, description="The same for the prompt's tokens."
     )
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None,
+        description="What the answer has to look like: one of json, regex, choice and grammar.",
+    )
+
+    @property
+    def form(self) -> Form | None:
+        """What the answer has to look like, and the field that says so."""
+        return None if self.structured_outputs is None else form_of(self.structured_outputs)
 
     @model_validator(mode="wrap")
     @classmethod
