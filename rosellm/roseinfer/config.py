@@ -162,3 +162,16 @@ class ServerConfig:
         "file to which each request is appended as a line of JSON, with its prompt's tokens and its"
         " answer's; `rosellm replay` answers them again",
     )
+    max_body_mb: int = option(8, "largest request body, in MiB; a larger one is a 413", least=1)
+    max_connections: int = option(
+        4096, "connections at one time; one beyond them is a 503", least=1
+    )
+    request_timeout_s: float = option(
+        10.0, "seconds in which a request has to arrive, headers and body; else it is a 408"
+    )
+    stall_timeout_s: float = option(
+        30.0, "seconds after which a client that has stopped reading its answer is cut off"
+    )
+    insecure: bool = option(
+        False, "listen on an address that other machines reach although no key is set"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from rosellm.roseinfer.config import EngineConfig, SamplingDefaults, ServerConfi
 from rosellm.roseinfer.demo import demo_model
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.server import flags
-from rosellm.roseinfer.server.listen import bind, listen, url
+from rosellm.roseinfer.server.listen import bind, check_exposure, listen, url
 
 
 @pytest.fixture
@@ -175,3 +176,30 @@ def test_positionals_may_stand_behind_flags(line: str) -> None:
     assert (args.model, args.prompt, args.device) == ("M", "P", "cpu")
     with pytest.raises(ConfigError, match="one argument too many: 'Q'"):
         parser.parse_args([*line.split(), "Q"])
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "more", "says"),
+    [
+        ("0.0.0.0", "", (), "--insecure"),
+        ("::", "", (), "ROSELLM_API_KEY"),
+        ("192.0.2.7", "", (), "--host 192.0.2.7"),
+        ("rosellm.example", "", (), "--insecure"),
+        ("0.0.0.0", "secret", (), None),
+        ("0.0.0.0", "", ("--insecure",), None),
+        ("127.0.0.1", "", (), None),
+        ("127.3.4.5", "", (), None),
+        ("::1", "", (), None),
+        ("localhost", "", (), None),
+    ],
+)
+def test_other_machines_are_not_served_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, host: str, key: str, more: tuple[str, ...], says: str | None
+) -> None:
+    monkeypatch.setenv("ROSELLM_API_KEY", key)
+    config = flags.parse(["--host", host, *more]).server
+    if says is None:
+        check_exposure(config)
+        return
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        check_exposure(config)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from rosellm.roseinfer.errors import EngineDeadError, RosellmError
 from rosellm.roseinfer.server import flags
-from rosellm.roseinfer.server.listen import bind
+from rosellm.roseinfer.server.listen import bind, check_exposure
 from rosellm.roseinfer.server.report import loading
 
 
@@ -36,6 +36,7 @@ def serve(options: flags.Options) -> int:
 
 def _serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
+    check_exposure(options.server)
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
         options = _with_local_files(options)

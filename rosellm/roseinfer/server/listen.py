@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import json
+import os
 import socket
 
+from rosellm.roseinfer.config import ServerConfig
 from rosellm.roseinfer.errors import ConfigError, shown
+
+KEY_VARIABLE = "ROSELLM_API_KEY"
 
 BACKLOG = 2048
 _ASK_S = 1.0
@@ -15,6 +20,27 @@ REASONS = {
     errno.EACCES: "that needs more rights; pass a --port above 1023",
     errno.EADDRNOTAVAIL: "this machine has no such address; pass another --host",
 }
+
+
+def check_exposure(config: ServerConfig) -> None:
+    """Refuse to serve other machines without a key, unless that is what is wanted.
+
+    Raises:
+        ConfigError: says how to.
+    """
+    if config.insecure or os.environ.get(KEY_VARIABLE) or _is_loopback(config.host):
+        return
+    raise ConfigError(
+        f"--host {config.host}: other machines could reach it, and no key is set; put one into"
+        f" {KEY_VARIABLE}, or pass --insecure"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -39,6 +39,7 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
         sampling=Sampling(defaults, ready.vocab_size, ready.max_model_len),
         max_choices=limits.max_queue + limits.max_num_seqs,
         unknown_parameters=options.server.unknown_parameters,
+        max_body=options.server.max_body_mb << 20,
         journal=journal,
     )
 

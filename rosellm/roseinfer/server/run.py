@@ -18,7 +18,7 @@ import uvicorn
 from rosellm.roseinfer.demo import ABOUT
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import RequestError
-from rosellm.roseinfer.server import listen, report
+from rosellm.roseinfer.server import edge, listen, report
 from rosellm.roseinfer.server.app import create_app
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.generate import Pipeline
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 MOURNING_S = 3.0  # /health says 503 this long after the engine's death, for load balancers to see
 GRACE_S = 5.0  # for requests in flight when told to stop
-KEY_VARIABLE = "ROSELLM_API_KEY"
 
 T = TypeVar("T")
 
@@ -47,7 +46,7 @@ async def _live(options: Options, sock: socket.socket, client: EngineClient) -> 
         service = await stop.unless_told(_load(options, client))
         gc.freeze()
         gc.enable()
-        return 0 if service is None else await _serve(service, sock, stop, _about(options))
+        return 0 if service is None else await _serve(service, sock, stop, options)
     finally:
         await client.stop()
 
@@ -62,9 +61,12 @@ def _about(options: Options) -> str:
     return f"{ABOUT}; another one: rosellm serve MODEL" if options.serves_demo else ""
 
 
-async def _serve(service: Service, sock: socket.socket, stop: _StopSignals, about: str) -> int:
-    key = os.environ.get(KEY_VARIABLE)
-    server = _server(service, key)
+async def _serve(
+    service: Service, sock: socket.socket, stop: _StopSignals, options: Options
+) -> int:
+    key = os.environ.get(listen.KEY_VARIABLE)
+    server = _server(service, key, _limits(options))
+    about = _about(options)
     listen.listen(sock)
     url = listen.url(sock)
     text = report.summary(service.name, service.ready, url, needs_key=bool(key), about=about)
@@ -87,11 +89,20 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(service: Service, key: str | None) -> _Server:
+def _limits(options: Options) -> edge.Limits:
+    asked = options.server
+    return edge.Limits(
+        connections=asked.max_connections,
+        receipt_s=asked.request_timeout_s,
+        stall_s=asked.stall_timeout_s,
+    )
+
+
+def _server(service: Service, key: str | None, limits: edge.Limits) -> _Server:
     return _Server(
         uvicorn.Config(
             create_app(service, key),
-            http="httptools",
+            http=edge.protocol(limits),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,0 +1,202 @@
+"""Connections: what one client may take of the server before and after its request is read.
+
+A request whose head is too large, whose framing has two readings, or that does not arrive in time
+is answered here, in the API's own form, and its connection closed; so is a connection beyond the
+limit. A client that stops reading is cut off. What a request says is for the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.server.error_body import error_body
+from rosellm.roseinfer.server.schemas.responses import to_json
+
+access_log = logging.getLogger("rosellm.access")
+
+MAX_HEADER_BYTES = 64 << 10
+MAX_HEADERS = 100
+MAX_TARGET_BYTES = 8 << 10
+SEND_BUFFER_BYTES = 256 << 10
+_LINGER_S = 2.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server grants.
+
+    Attributes:
+        connections: at one time.
+        receipt_s: from a connection's start, or a further request's first byte, to the end of the
+            request.
+        stall_s: that a client may leave a full send buffer as it is.
+    """
+
+    connections: int = 4096
+    receipt_s: float = 10.0
+    stall_s: float = 30.0
+
+
+def protocol(limits: Limits) -> type[EdgeProtocol]:
+    """Uvicorn's protocol, with these limits."""
+    return type("LimitedProtocol", (EdgeProtocol,), {"limits": limits})
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    limits = Limits()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._refused = False
+        self._begun = False  # whether a byte of a request has come
+        self._header_bytes = 0
+        self._receipt = _Deadline(self.loop, self.limits.receipt_s, self._receipt_is_late)
+        self._stall = _Deadline(self.loop, self.limits.stall_s, lambda: self.transport.abort())
+
+    # -- its beginning and end ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Left to itself, the kernel would take in megabytes for a client that reads nothing.
+        transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES
+        )
+        self._receipt.start()
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, "too many connections are open; try again later", "overloaded")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._receipt.stop()
+        self._stall.stop()
+        super().connection_lost(exc)
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn when its parser gives up, our own refusals among the causes."""
+        if not self._refused:
+            self._refuse(400, "this is not valid HTTP", "invalid_http")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begun, self._header_bytes = True, 0
+        self._receipt.start()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._give_up(414, f"the request's target is longer than {MAX_TARGET_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
+            limit = f"{MAX_HEADERS} fields and {MAX_HEADER_BYTES >> 10} KB"
+            self._give_up(431, f"the headers are more than {limit}")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self._give_up(400, "a request has one Host header")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._receipt.stop()
+        super().on_message_complete()
+
+    def _give_up(self, status: int, message: str) -> None:
+        self._refuse(status, message, "invalid_http")
+        raise httptools.HttpParserError(message)
+
+    # -- deadlines ---------------------------------------------------------------------------
+
+    def _receipt_is_late(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.pipeline:  # the next request waits unread behind one that is being answered
+            self._receipt.start()
+        elif not self._begun:
+            self.transport.close()
+        elif self._answering:
+            self.transport.abort()
+        else:
+            limit = f"{self.limits.receipt_s:g} s"
+            self._refuse(408, f"the request did not arrive within {limit}", "request_timeout")
+
+    @property
+    def _answering(self) -> bool:
+        """Whether the answer to a request has begun before all of the request was there."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and cycle.response_started
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall.start()
+
+    def resume_writing(self) -> None:
+        self._stall.stop()
+        super().resume_writing()
+
+    # -- refusing ----------------------------------------------------------------------------
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        """Answer in the application's place and read no more."""
+        self._refused = True
+        self._receipt.stop()
+        body = to_json(error_body(RequestError(message, status=status, code=code)))
+        retry = ["retry-after: 1"] if status == 503 else []
+        head = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            *retry,
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*head, "", ""]).encode() + body)
+        # Closed at once, with unread bytes left, TCP would reset and the answer be lost.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+        access_log.info("%s refused: %d %s", (self.client or ("-",))[0], status, message)
+
+
+class _Deadline:
+    """Calls something when a time has passed, unless it is stopped before."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._then = then
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Does nothing if the time runs already."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._end)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._timer = None
+        self._then()

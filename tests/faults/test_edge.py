@@ -1,0 +1,197 @@
+"""Connections that are hostile, broken or slow: each gets its answer, and nobody else notices."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Server
+from tests.faults.conftest import CONNECTIONS, RECEIPT_S, connect, read, say
+
+HOST = b"Host: here\r\n"
+CLOSE = b"Connection: close\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\n" + HOST
+ASK: dict[str, Any] = {"model": "tiny-llama", "prompt": "Once", "max_tokens": 12, "seed": 7}
+
+
+def ask(server: Server, **more: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/completions", json={**ASK, **more}, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(guarded: Server) -> str:
+    return str(ask(guarded).json()["choices"][0]["text"])
+
+
+@pytest.fixture(autouse=True)
+def _neighbours(guarded: Server, undisturbed: str) -> Iterator[None]:
+    """After every fault: the same tokens, no block in use, healthy."""
+    yield
+    assert ask(guarded).json()["choices"][0]["text"] == undisturbed
+    guarded.wait_until_idle()
+
+
+def test_too_many_header_fields(guarded: Server) -> None:
+    fields = b"".join(b"x-%d: 1\r\n" % number for number in range(120))
+    answer = say(guarded, b"GET /health HTTP/1.1\r\n" + HOST + fields + b"\r\n")
+    assert answer.status == 431
+    assert answer.error["code"] == "invalid_http"
+
+
+def test_oversized_headers(guarded: Server) -> None:
+    many = b"".join(b"x-%d: %s\r\n" % (number, b"a" * 1000) for number in range(70))
+    for fields in (many, b"x: " + b"a" * (70 << 10) + b"\r\n"):
+        answer = say(guarded, b"GET /health HTTP/1.1\r\n" + HOST + fields + b"\r\n")
+        assert answer.status == 431
+
+
+def test_a_long_target(guarded: Server) -> None:
+    answer = say(guarded, b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert answer.status == 414
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        b"Content-Length: 2\r\nContent-Length: 3\r\n",
+        b"Content-Length: -1\r\n",
+        b"Content-Length: 1e3\r\n",
+        b"Content-Length : 2\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"X\0Y: 1\r\n",
+    ],
+)
+def test_framing_with_two_readings(guarded: Server, framing: bytes) -> None:
+    answer = say(guarded, POST + framing + b"\r\n{}")
+    assert answer.status == 400
+    assert answer.error["type"] == "invalid_request_error"
+
+
+def test_not_http_at_all(guarded: Server) -> None:
+    for sent in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"\0" * 100):
+        assert say(guarded, sent).status == 400
+
+
+@pytest.mark.parametrize("hosts", [b"", HOST + HOST])
+def test_no_host_or_two(guarded: Server, hosts: bytes) -> None:
+    assert say(guarded, b"GET /health HTTP/1.1\r\n" + hosts + b"\r\n").status == 400
+
+
+def test_an_old_client_needs_no_host(guarded: Server) -> None:
+    assert say(guarded, b"GET /health HTTP/1.0\r\n\r\n").status == 200
+
+
+def test_a_body_that_is_said_to_be_too_large(guarded: Server) -> None:
+    """Refused before it is there."""
+    with connect(guarded) as connection:
+        connection.sendall(POST + CLOSE + b"Content-Length: 2000000\r\n\r\n{")
+        answer = read(connection)
+    assert answer.status == 413
+
+
+def test_a_body_that_turns_out_too_large(guarded: Server) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b" " * (64 << 10)
+
+    answer = httpx.post(f"{guarded.url}/v1/completions", content=endless())
+    assert answer.status_code == 413
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_slow_headers(guarded: Server) -> None:
+    began = time.monotonic()
+    answer = say(guarded, b"GET /health HTTP/1.1\r\nHost: ")
+    assert answer.status == 408
+    assert answer.error["code"] == "request_timeout"
+    assert RECEIPT_S / 2 < time.monotonic() - began < 4 * RECEIPT_S
+
+
+def test_a_slow_body(guarded: Server) -> None:
+    answer = say(guarded, POST + b"Content-Length: 100\r\n\r\n{")
+    assert answer.status == 408
+
+
+def test_drops_do_not_put_the_deadline_off(guarded: Server) -> None:
+    with connect(guarded) as connection:
+        connection.sendall(POST + b"Content-Length: 100\r\n\r\n")
+        began = time.monotonic()
+        while time.monotonic() - began < RECEIPT_S - 0.4:
+            connection.sendall(b" ")
+            time.sleep(0.1)
+        assert read(connection).status == 408
+    assert time.monotonic() - began < 4 * RECEIPT_S
+
+
+def test_a_client_that_says_nothing(guarded: Server) -> None:
+    with connect(guarded) as connection:
+        assert connection.recv(1) == b""
+
+
+def test_a_connection_may_be_kept_and_used_again(guarded: Server, undisturbed: str) -> None:
+    """Also for longer than one request may take to arrive."""
+    with httpx.Client() as client:
+        for _ in range(4):
+            answer = client.post(f"{guarded.url}/v1/completions", json=ASK, timeout=30)
+            assert answer.json()["choices"][0]["text"] == undisturbed
+            time.sleep(RECEIPT_S / 2)
+
+
+def test_requests_one_behind_the_other(guarded: Server, undisturbed: str) -> None:
+    """The second waits unread for the answer to the first one; that is not its sender's fault."""
+    body = json.dumps({**ASK, "max_tokens": 400, "ignore_eos": True}).encode()
+    first = POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    body = json.dumps(ASK).encode()
+    second = POST + CLOSE + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    answer = say(guarded, first + second)
+    assert answer.status == 200
+    assert (
+        undisturbed
+        in json.loads(answer.body[answer.body.rindex(b"\r\n\r\n") :])["choices"][0]["text"]
+    )
+
+
+def test_connections_beyond_the_limit(guarded: Server) -> None:
+    open_ones = [connect(guarded) for _ in range(CONNECTIONS)]
+    try:
+        answer = say(guarded, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert answer.status == 503
+        assert "retry-after: 1" in answer.head
+    finally:
+        for connection in open_ones:
+            connection.close()
+    until = time.monotonic() + 10
+    while httpx.get(f"{guarded.url}/health").status_code != 200:
+        assert time.monotonic() < until
+
+
+def test_a_client_that_stops_reading(guarded: Server) -> None:
+    """Its answer is aborted in the middle, and its place is free again."""
+    ask_much = {**ASK, "prompt": ["Once"] * 30, "max_tokens": 480, "ignore_eos": True}
+    body = json.dumps({**ask_much, "stream": True, "logprobs": 5}).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", guarded.port))
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        guarded.wait_until_idle(60)
+        assert b"[DONE]" not in rest_of(connection)
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while piece := connection.recv(1 << 20):
+            received += piece
+    except ConnectionError:
+        pass
+    return received
