@@ -1,6 +1,6 @@
 """Writes the model card of a trained demo model: every number comes from the run itself.
 
-    python -m rosellm.rosetrainer.recipes.demo.card --runs DIR/run DIR/late-run DIR/context-run \\
+    python -m rosellm.rosetrainer.recipes.demo.card --runs DIR/run DIR/context-run DIR/late-run \\
         --results RESULTS.json --model OUT
 
 ``--runs`` are the stages of the training in their order; ``RESULTS.json`` holds the last line that
