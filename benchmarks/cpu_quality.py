@@ -2,98 +2,86 @@
 
     python -m benchmarks.cpu_quality MODEL --llama-cpp DIR
 
-``rosellm verify`` compares each with the model in float32 over one text. Of llama.cpp's files the
-weights are read back and run by the reference path, so that what counts is only what they lost;
-activations, which llama.cpp rounds to 8 bits in its products, are not rounded for it, but are for
-this engine. MODEL is a folder of the Llama or Qwen family. The last line is one JSON object.
+Each is compared with the model in float32 over one text: ours by ``rosellm verify``, theirs by
+llama.cpp's own library, which is given the same token ids. Both round activations to 8 bits in
+products of few bits. MODEL is a folder of the Llama or Qwen family. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.peers import ours
 from benchmarks.peers.contender import ROOT, Setup
 from benchmarks.peers.llama_cpp import Llama, contenders
+from rosellm.bench.cost import model_cost
+from rosellm.commands.passages import tokenized
+from rosellm.commands.verify import TEXT
+from rosellm.roseinfer.config import EngineConfig, ModelConfig, SchedulerConfig
+from rosellm.roseinfer.engine.compare import Pair, gather, reference_of, scores
 
-PLAIN = ["--dtype", "float32", "--kernels", "reference"]
-
-
-def read_back(file: Path, model: Path, out: Path, gguf: Any) -> tuple[Path, float]:
-    """Write a GGUF file's weights as a folder like the model's. Also gives bits a weight."""
-    config = json.loads((model / "config.json").read_text())
-    names = gguf.get_tensor_name_map(_architecture(gguf, config), config["num_hidden_layers"])
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
-    weights, num_bytes = {}, 0
-    for name, plain in _plain(model):
-        tensor = stored[names.get_name(name, (".weight", ".bias"))]
-        num_bytes += int(tensor.n_bytes)
-        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        made = torch.tensor(numbers, dtype=torch.float32).reshape(plain.shape)
-        weights[name] = _rotated_back(name, made, config)
-    save_file(weights, out / "model.safetensors")
-    return out, 8 * num_bytes / sum(weight.numel() for weight in weights.values())
+TOKENS = 2048
+ALONE = SchedulerConfig(max_num_seqs=1)
 
 
-def _architecture(gguf: Any, config: dict[str, Any]) -> Any:
-    names = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    return names[config["model_type"]]
-
-
-def _plain(model: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(model.glob("*.safetensors")):
-        yield from load_file(file).items()
-
-
-def _rotated_back(name: str, weight: Tensor, config: dict[str, Any]) -> Tensor:
-    """Undo the order that llama.cpp's converter gives rows of Llama's q and k, for its rope."""
-    counts = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
-    count = next((config[key] for end, key in counts.items() if name.endswith(end)), None)
-    if count is None or config["model_type"] != "llama":
-        return weight
-    return weight.reshape(count, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def verify(model: Path, reference: Path, flags: list[str]) -> dict[str, Any]:
+def verify(model: Path, flags: list[str]) -> dict[str, Any]:
     """What ``rosellm verify`` finds."""
     call = "from rosellm.cli import main; import sys; sys.exit(main())"
-    command = [sys.executable, "-c", call, "verify", str(model), "--reference", str(reference)]
     done = subprocess.run(
-        [*command, *flags, "--json"], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", call, "verify", str(model), *flags, "--json"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
     )
     found: dict[str, Any] = json.loads(done.stdout)["comparison"]
     return found
 
 
-def measure(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each format of ours and of theirs."""
+def measure(setup: Setup, peers: list[Llama]) -> Iterator[dict[str, Any]]:
+    """A line for each format of ours and of theirs, over the text of ``rosellm verify``."""
     for name, (_, flags) in ours.FLAGS.items():
         if not name.startswith("reference"):
             bits = ours.weight_bits(setup.model, flags)
-            yield _line(f"rosellm {name}", bits, verify(setup.model, setup.model, flags))
-    for peer in contenders(setup):
+            yield _line(f"rosellm {name}", bits, verify(setup.model, flags))
+    model = ModelConfig(str(setup.model), device="cpu")
+    passage = tokenized(model, TEXT.read_text(encoding="utf-8"), TOKENS)
+    expected = scores(reference_of(EngineConfig(model, scheduler=ALONE)), passage)
+    numbers = model_cost(str(setup.model), "bfloat16").parameters
+    for peer in peers:
         peer.open()
-        with tempfile.TemporaryDirectory() as scratch:
-            yield _theirs(peer, setup, Path(scratch) / "model")
+        found = gather(_pairs(expected, _theirs(peer, setup, [ids for ids, _ in expected])))
+        yield _line(peer.name, 8 * peer.weight_bytes / numbers, asdict(found))
 
 
-def _theirs(peer: Llama, setup: Setup, scratch: Path) -> dict[str, Any]:
-    gguf = peer.package()
-    folder, bits = read_back(peer.file, setup.model, scratch, gguf)
-    return _line(peer.name, bits, verify(folder, setup.model, PLAIN))
+def _theirs(peer: Llama, setup: Setup, windows: list[list[int]]) -> Tensor:
+    """Scores by the library itself, which rounds activations too."""
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, out = Path(scratch) / "windows.json", Path(scratch) / "scores.npy"
+        asked.write_text(json.dumps(windows))
+        command = [sys.executable, "-m", "benchmarks.peers.llama_logits", str(setup.llama_cpp)]
+        subprocess.run([*command, str(peer.file), str(asked), str(out)], cwd=ROOT, check=True)
+        return torch.from_numpy(numpy.load(out))
+
+
+def _pairs(expected: list[tuple[list[int], Tensor]], found: Tensor) -> Iterator[Pair]:
+    for (window, meant), theirs in zip(
+        expected, found.split([len(ids) for ids, _ in expected]), strict=True
+    ):
+        yield Pair(meant[:-1], theirs[:-1], torch.tensor(window[1:]))
 
 
 def _line(name: str, bits: float, found: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         forms = args.forms or Path(scratch)
         setup = Setup(args.model, 2, (4, 8, 16), args.llama_cpp, None, forms)
-        lines = list(measure(setup))
+        lines = list(measure(setup, contenders(setup)))
     print(json.dumps({"benchmark": "cpu-quality", "model": args.model.name, "formats": lines}))
 
 

@@ -42,7 +42,7 @@ TAIL = """\
 
 | variable | what it does |
 | --- | --- |
-| `ROSELLM_API_KEY` | what every route but `/health` asks for; `rosellm chat --url` sends it |
+| `ROSELLM_API_KEY` | what every route but the probes asks for; `rosellm chat --url` sends it |
 | `HF_HOME` | where the hub's files are kept (default `~/.cache/huggingface`) |
 | `HF_TOKEN` | token for gated and private models |
 | `HF_HUB_OFFLINE` | `1` never asks the network: only what is in the cache is found |

@@ -263,6 +263,8 @@ def test_models_and_health() -> None:
             assert listed["data"][0]["max_model_len"] == MAX_MODEL_LEN
             health = (await get("/health")).json()
             assert (health["status"], health["engine"]["running"]) == ("ok", 0)
+            for probe in ("/livez", "/readyz"):
+                assert (await get(probe)).json() == {"status": "ok"}
 
     run(test())
 

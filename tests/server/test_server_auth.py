@@ -1,4 +1,4 @@
-"""With a key set, nothing but /health answers without it."""
+"""With a key set, nothing but the probes answers without it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ CLOSED = [
     ("GET", "/openapi.json"),
     ("GET", "/nope"),
     ("GET", "/health/"),
+    ("GET", "/livez/x"),
+    ("GET", "/READYZ"),
     ("GET", "//health"),
     ("GET", "/healthz"),
     ("GET", "/%68ealth"),
@@ -47,7 +49,8 @@ def test_closed(method: str, path: str, sent: str | None) -> None:
 def test_open_with_the_key() -> None:
     async def test() -> None:
         async with serving(says("x"), api_key=KEY) as server:
-            assert (await server.client.get("/health")).status_code == 200
+            for probe in ("/health", "/livez", "/readyz"):
+                assert (await server.client.get(probe)).status_code == 200
             for scheme in (b"Bearer", b"bearer"):
                 headers = {b"authorization": scheme + b" " + KEY.encode()}
                 response = await server.client.get("/v1/models", headers=headers)  # type: ignore[arg-type]

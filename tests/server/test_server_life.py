@@ -105,7 +105,8 @@ def test_the_engines_death_is_seen_by_clients_then_by_whoever_runs_it(model: Pat
     with server(model) as (process, client):
         with streaming(client, n=2) as response:
             assert b"killed by signal 9" in response.read()
-        assert client.get("/health").status_code == 503
+        assert client.get("/health").status_code == client.get("/readyz").status_code == 503
+        assert client.get("/livez").status_code == 200
         assert process.wait(10) == 1
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()

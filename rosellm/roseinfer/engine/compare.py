@@ -109,7 +109,24 @@ def compare(
         )
     found = _hidden_states(core, windows, "reading with this build", on_progress)
     pairs = _pairs(head, _runner(core).model, expected, found, windows)
-    return Verified(_gather(pairs), core.facts, meant)
+    return Verified(gather(pairs), core.facts, meant)
+
+
+def scores(
+    config: EngineConfig, passage: Passage, on_progress: OnProgress = lambda _: None
+) -> list[tuple[list[int], Tensor]]:
+    """A model's own: of each window its token ids and [T, vocabulary].
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        ConfigError: the text is too short.
+    """
+    core = build_engine(config, on_progress)
+    windows = passage.windows(core.facts.max_model_len)
+    model = _runner(core).model
+    with torch.inference_mode():
+        states = _hidden_states(core, windows, "reading", on_progress)
+        return [(window, model.logits(each)) for window, each in zip(windows, states, strict=True)]
 
 
 def _runner(core: EngineCore) -> ModelRunner:
@@ -131,7 +148,7 @@ def _hidden_states(
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """Scores [R, vocabulary] of some positions by both, and the tokens [R] that came next."""
 
     expected: Tensor
@@ -145,7 +162,7 @@ def _pairs(
     expected: Iterable[Tensor],
     found: Iterable[Tensor],
     windows: Iterable[Sequence[int]],
-) -> Iterator[_Pair]:
+) -> Iterator[Pair]:
     for one, other, window in zip(expected, found, windows, strict=True):
         targets = torch.tensor(window[1:], device=one.device)
         parts = zip(
@@ -153,7 +170,7 @@ def _pairs(
         )
         for ours, theirs, ids in parts:
             with torch.inference_mode():
-                yield _Pair(head.logits(ours), model.logits(theirs), ids)
+                yield Pair(head.logits(ours), model.logits(theirs), ids)
 
 
 @dataclass(frozen=True)
@@ -168,7 +185,7 @@ class _Part:
     reference_loss: Tensor
 
     @classmethod
-    def of(cls, pair: _Pair) -> _Part:
+    def of(cls, pair: Pair) -> _Part:
         expected, found = pair.expected.double(), pair.found.double()
         difference = (expected - found).abs()
         p, q = expected.log_softmax(-1), found.log_softmax(-1)
@@ -183,7 +200,8 @@ class _Part:
         )
 
 
-def _gather(pairs: Iterable[_Pair]) -> Comparison:
+def gather(pairs: Iterable[Pair]) -> Comparison:
+    """What scores of all positions come to."""
     parts = [_Part.of(pair) for pair in pairs]
 
     def every(name: str) -> Tensor:

@@ -16,6 +16,7 @@ from rosellm.roseinfer.server.routes import (
     completions,
     embeddings,
     generate,
+    health,
     models,
     render,
     tokenize,
@@ -35,7 +36,7 @@ def create_app(served: Service | Host, api_key: str | None = None) -> FastAPI:
     Args:
         served: an ``LLM`` or an ``InferenceEngine``, which stays the caller's to use and to
             close; or a service that lives on the event loop that the application will run on.
-        api_key: asked of every route but ``/health``, where it is not empty.
+        api_key: asked of every route but ``/health`` and the probes, where it is not empty.
     """
     app = FastAPI(
         title="rosellm",
@@ -45,7 +46,17 @@ def create_app(served: Service | Host, api_key: str | None = None) -> FastAPI:
         strict_content_type=False,  # curl without a header still means JSON
     )
     app.state.service = served if isinstance(served, Service) else served.service
-    for routes in (models, capabilities, chat, render, completions, generate, embeddings, tokenize):
+    for routes in (
+        health,
+        models,
+        capabilities,
+        chat,
+        render,
+        completions,
+        generate,
+        embeddings,
+        tokenize,
+    ):
         app.include_router(routes.router)
     error_body.add_handlers(app)
     if not isinstance(served, Service):

@@ -164,18 +164,18 @@ class Pipeline:
     async def stop(self) -> None:
         await self._client.stop()
 
-    def generate(self, jobs: Sequence[Job], watcher: Watcher | None = None) -> Answer:
+    def generate(self, jobs: Sequence[Job], watchers: Sequence[Watcher] = ()) -> Answer:
         """Begin to answer these jobs together: if one fails, all do.
 
         Args:
-            watcher: sees what the answer is made of.
+            watchers: see what the answer is made of.
 
         Raises:
             EngineDeadError: nothing can be generated any more.
         """
         if self.dead.is_set():
             raise EngineDeadError(self.death)
-        answer = Answer(self, sum(job.n for job in jobs), watcher)
+        answer = Answer(self, sum(job.n for job in jobs), watchers)
         first = 0
         for job in jobs:
             answer.ids.append(self._add(job, first, answer))
@@ -242,19 +242,19 @@ class Pipeline:
 class Answer:
     """The deltas of one ``generate`` call. Close it: what is unfinished then is aborted."""
 
-    def __init__(self, pipeline: Pipeline, choices: int, watcher: Watcher | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, choices: int, watchers: Sequence[Watcher] = ()) -> None:
         self.ids: list[int] = []
         self.choices = choices
         self._pipeline = pipeline
         self._unfinished = choices
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._peeked: Delta | None = None
-        self._watcher = watcher
+        self._watchers = watchers
 
     def put(self, item: Delta | Exception) -> None:
         self._queue.put_nowait(item)
-        if self._watcher is not None:
-            self._watcher.see(item)
+        for watcher in self._watchers:
+            watcher.see(item)
 
     async def begin(self) -> None:
         """Wait for the first news, so that an error known by then can be raised here."""
@@ -266,9 +266,9 @@ class Answer:
 
     def close(self) -> None:
         self._pipeline.drop(self.ids)
-        if self._watcher is not None:
-            self._watcher.end()
-            self._watcher = None
+        watchers, self._watchers = self._watchers, ()
+        for watcher in watchers:
+            watcher.end()
 
     def __aiter__(self) -> Answer:
         return self

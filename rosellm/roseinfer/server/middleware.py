@@ -22,7 +22,7 @@ from rosellm.roseinfer.server.error_body import error_response
 
 access_log = logging.getLogger("rosellm.access")
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -54,6 +54,8 @@ class RequestLog:
             if status == 0:
                 await response(scope, receive, noting)
         finally:
+            if status >= 400:
+                scope["app"].state.service.metrics.reject(status)
             _log_line(scope, status, time.monotonic() - begun, request_id)
 
 

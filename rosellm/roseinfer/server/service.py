@@ -16,9 +16,10 @@ from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.call import Call
-from rosellm.roseinfer.server.generate import Answer, Job, Pipeline
+from rosellm.roseinfer.server.generate import Answer, Job, Pipeline, Watcher
 from rosellm.roseinfer.server.grammars import Grammars
 from rosellm.roseinfer.server.journal import Journal, Record
+from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.answering import AnswerFields
@@ -122,12 +123,16 @@ class Service:
     def grammars(self) -> Grammars:
         return Grammars(self.prompts.tokenizer, self.ready.vocab_size)
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics(self.name, lambda: self.pipeline.stats)
+
     def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``."""
-        if self.journal is None:
-            return self.pipeline.generate(jobs)
-        record = Record(self.journal, self.ready.fingerprint, call, jobs)
-        return self.pipeline.generate(jobs, record)
+        watchers: list[Watcher] = [self.metrics.watch(jobs)]
+        if self.journal is not None:
+            watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))
+        return self.pipeline.generate(jobs, watchers)
 
     def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""

@@ -1,25 +1,14 @@
-"""``GET /health`` and ``GET /v1/models``."""
+"""``GET /v1/models``."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from msgspec.structs import asdict
 
-from rosellm.roseinfer.errors import EngineDeadError
 from rosellm.roseinfer.server.json_response import json_response
-from rosellm.roseinfer.server.schemas.responses import Health, Model, ModelList
+from rosellm.roseinfer.server.schemas.responses import Model, ModelList
 from rosellm.roseinfer.server.service import Served, Service
 
 router = APIRouter()
-
-
-@router.get("/health")
-async def health(service: Served) -> Response:
-    """Whether requests can be answered: 200, or 503 once the engine is dead."""
-    pipeline = service.pipeline
-    if pipeline.dead.is_set():
-        raise EngineDeadError(pipeline.death)
-    return json_response(Health(model=service.name, engine=asdict(pipeline.stats)))
 
 
 @router.get("/v1/models")

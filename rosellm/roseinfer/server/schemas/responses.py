@@ -230,6 +230,12 @@ class Generated(msgspec.Struct):
     text: str
 
 
+class Alive(msgspec.Struct, kw_only=True):
+    """A probe's answer."""
+
+    status: Literal["ok"] = "ok"
+
+
 class Health(msgspec.Struct, kw_only=True):
     """The engine's state after its last step."""
 

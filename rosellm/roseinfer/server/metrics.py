@@ -1,0 +1,262 @@
+"""What ``GET /metrics`` shows: the engine's state, and counts and times of requests for text.
+
+Names are vLLM's, so that dashboards and gateways that know it work as they are; each is there under
+``rosellm:`` and under ``vllm:``. What vLLM does not have is there under the first alone. No label
+ever holds anything of a request's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from rosellm.roseinfer.messages import Stats
+
+if TYPE_CHECKING:
+    from rosellm.roseinfer.server.generate import Delta, Job
+
+OWN, VLLM = "rosellm:", "vllm:"
+LABELS = ["model_name"]
+SECONDS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.15,
+    0.3,
+    0.6,
+    1.2,
+    2.5,
+    5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    320,
+)
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+REJECTED = {
+    400: "invalid",
+    401: "unauthorized",
+    404: "not_found",
+    405: "wrong_method",
+    408: "too_slow",
+    413: "too_large",
+    429: "over_limit",
+    503: "unavailable",
+}
+
+
+class Metrics:
+    """All figures of one server.
+
+    Args:
+        model: the name that it is served under.
+        stats: gives the engine's state after its last step.
+    """
+
+    def __init__(self, model: str, stats: Callable[[], Stats]) -> None:
+        self._own = CollectorRegistry()
+        self._model = model
+        counter, histogram = self._counter, self._histogram
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of answered requests.")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated.")
+        self.cache_queries = counter(
+            "prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache."
+        )
+        self.cache_hits = counter("prefix_cache_hits", "Prompt tokens that were found there.")
+        self.finished = Counter(
+            f"{OWN}request_success",
+            "Choices that have ended, by why.",
+            [*LABELS, "finished_reason"],
+            registry=self._own,
+        )
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "From a request's admission to its first token.", SECONDS
+        )
+        self.between_tokens = histogram(
+            "inter_token_latency_seconds", "Between a choice's tokens.", SECONDS
+        )
+        self.per_token = histogram(
+            "request_time_per_output_token_seconds",
+            "A choice's mean time for each token after the first.",
+            SECONDS,
+        )
+        self.end_to_end = histogram(
+            "e2e_request_latency_seconds", "From a request's admission to a choice's end.", SECONDS
+        )
+        self.request_prompt = histogram("request_prompt_tokens", "Tokens of prompts.", COUNTS)
+        self.request_generation = histogram(
+            "request_generation_tokens", "Tokens of choices.", COUNTS
+        )
+        self.disconnects = counter("client_disconnects", "Requests whose client left too early.")
+        self._rejected = Counter(
+            f"{OWN}rejected", "Requests that were refused.", ["reason"], registry=self._own
+        )
+        self._registry = CollectorRegistry()
+        self._registry.register(_Both(self._own, _EngineState(model, stats)))
+
+    def text(self) -> bytes:
+        """In Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    def reject(self, status: int) -> None:
+        """A request was answered with this status, 400 or more."""
+        self._rejected.labels(REJECTED.get(status, f"{status // 100}xx")).inc()
+
+    def watch(self, jobs: Sequence[Job]) -> Timing:
+        """What follows the answer to these jobs from now on."""
+        return Timing(self, self._model, jobs)
+
+    def _counter(self, name: str, about: str) -> Counter:
+        made = Counter(OWN + name, about, LABELS, registry=self._own)
+        return made.labels(self._model)
+
+    def _histogram(self, name: str, about: str, buckets: Sequence[float]) -> Histogram:
+        made = Histogram(OWN + name, about, LABELS, buckets=buckets, registry=self._own)
+        return made.labels(self._model)
+
+
+class Timing:
+    """One request; sees its answer, see ``Watcher``."""
+
+    def __init__(self, metrics: Metrics, model: str, jobs: Sequence[Job]) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._begun = time.monotonic()
+        self._choices = [_Choice() for job in jobs for _ in range(job.n)]
+        self._open = len(self._choices)
+        self._failed = False
+        for job in jobs:
+            metrics.prompt_tokens.inc(len(job.prompt))
+            metrics.cache_queries.inc(len(job.prompt))
+            metrics.request_prompt.observe(len(job.prompt))
+
+    def see(self, item: Delta | Exception) -> None:
+        """Count the tokens, and time them."""
+        if isinstance(item, Exception):
+            self._failed = True
+            return
+        choice, now = self._choices[item.index], time.monotonic()
+        self._metrics.cache_hits.inc(item.cached)
+        if item.ids:
+            self._take(choice, len(item.ids), now)
+        if item.finish is not None:
+            self._finish(choice, item.finish, now)
+
+    def _take(self, choice: _Choice, tokens: int, now: float) -> None:
+        metrics = self._metrics
+        if not choice.tokens:
+            choice.first = now
+            metrics.first_token.observe(now - self._begun)
+        else:
+            metrics.between_tokens.observe(now - choice.latest)
+        choice.tokens, choice.latest = choice.tokens + tokens, now
+        metrics.generation_tokens.inc(tokens)
+
+    def _finish(self, choice: _Choice, reason: str, now: float) -> None:
+        metrics = self._metrics
+        self._open -= 1
+        metrics.finished.labels(self._model, reason).inc()
+        metrics.end_to_end.observe(now - self._begun)
+        metrics.request_generation.observe(choice.tokens)
+        if choice.tokens > 1:
+            metrics.per_token.observe((now - choice.first) / (choice.tokens - 1))
+
+    def end(self) -> None:
+        """Count what did not come to its own end."""
+        if not self._open:
+            return
+        reason = "error" if self._failed else "abort"
+        self._metrics.finished.labels(self._model, reason).inc(self._open)
+        if not self._failed:
+            self._metrics.disconnects.inc()
+
+
+class _Choice:
+    __slots__ = ("first", "latest", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.first = self.latest = 0.0
+
+
+class _EngineState(Collector):
+    """The engine's state, read when it is asked for."""
+
+    def __init__(self, model: str, stats: Callable[[], Stats]) -> None:
+        self._model = model
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        used = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+        for name, about, value in (
+            ("num_requests_running", "Sequences that run.", stats.running),
+            ("num_requests_waiting", "Sequences that wait.", stats.waiting),
+            ("kv_cache_usage_perc", "Share of the KV cache that is in use, 0 to 1.", used),
+            ("num_requests_waiting_grammar", "Of those, for a grammar.", stats.waiting_grammar),
+        ):
+            yield self._family(GaugeMetricFamily, name, about, value)
+        for name, about, value in (
+            ("num_preemptions", "Sequences that made room for others.", stats.preemptions),
+            ("spec_decode_num_draft_tokens", "Tokens drafted.", stats.drafted),
+            ("spec_decode_num_accepted_tokens", "Drafted tokens that were right.", stats.accepted),
+            ("engine_steps", "Steps of the engine.", stats.steps),
+            ("incomplete_structured_answers", "Cut before they matched.", stats.incomplete),
+        ):
+            yield self._family(CounterMetricFamily, name, about, value)
+
+    def _family(
+        self,
+        kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+        name: str,
+        about: str,
+        value: float,
+    ) -> Metric:
+        family = kind(OWN + name, about, labels=LABELS)
+        family.add_metric([self._model], value)
+        return family
+
+
+ONLY_OWN = frozenset(
+    OWN + name
+    for name in (
+        "client_disconnects",
+        "rejected",
+        "num_requests_waiting_grammar",
+        "engine_steps",
+        "incomplete_structured_answers",
+    )
+)
+
+
+class _Both(Collector):
+    """Every family of others, and again under vLLM's prefix where vLLM has it."""
+
+    def __init__(self, *others: CollectorRegistry | Collector) -> None:
+        self._others = others
+
+    def collect(self) -> Iterable[Metric]:
+        for family in (family for other in self._others for family in other.collect()):
+            yield family
+            if family.name not in ONLY_OWN:
+                yield _renamed(family)
+
+
+def _renamed(family: Metric) -> Metric:
+    name = family.name.replace(OWN, VLLM, 1)
+    copy = Metric(name, family.documentation, family.type, family.unit)
+    copy.samples = [
+        sample._replace(name=sample.name.replace(OWN, VLLM, 1)) for sample in family.samples
+    ]
+    return copy

@@ -1,0 +1,43 @@
+"""``GET /health``, ``/livez`` and ``/readyz``, which need no key, and ``GET /metrics``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from msgspec.structs import asdict
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from rosellm.roseinfer.errors import EngineDeadError
+from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.schemas.responses import Alive, Health
+from rosellm.roseinfer.server.service import Served
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(service: Served) -> Response:
+    """Whether requests can be answered: 200, or 503 once the engine is dead."""
+    pipeline = service.pipeline
+    if pipeline.dead.is_set():
+        raise EngineDeadError(pipeline.death)
+    return json_response(Health(model=service.name, engine=asdict(pipeline.stats)))
+
+
+@router.get("/readyz")
+async def ready(service: Served) -> Response:
+    """The same in one word: whether to send requests here."""
+    if service.pipeline.dead.is_set():
+        raise EngineDeadError(service.pipeline.death)
+    return json_response(Alive())
+
+
+@router.get("/livez")
+async def live() -> Response:
+    """That this process still answers, whatever its engine does: else it needs a restart."""
+    return json_response(Alive())
+
+
+@router.get("/metrics")
+async def metrics(service: Served) -> Response:
+    """Figures for Prometheus."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
