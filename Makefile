@@ -40,7 +40,7 @@ test-full: $(DEV) $(NATIVE) ## run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
 
 test-clients: ## run other people's clients against a server, from an environment of their own
-	@$(MAKE) VENV=.venv-clients EXTRAS=[test,clients] ARGS="tests/clients -W default $(ARGS)" test
+	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(MAKE) VENV=.venv-clients EXTRAS=[test,clients] ARGS="tests/clients -W default $(ARGS)" test
 
 sanitize: $(DEV) ## run the native kernels' tests under sanitizers
 	scripts/sanitize $(ARGS)

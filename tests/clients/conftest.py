@@ -12,13 +12,8 @@ import pytest
 
 from tests.e2e.conftest import Server, start_server
 
-# Before a client is imported: nothing leaves this machine.
-os.environ.update(
-    LITELLM_LOCAL_MODEL_COST_MAP="True",
-    LANGSMITH_TRACING="false",
-    HF_HUB_OFFLINE="1",
-    HF_DATASETS_OFFLINE="1",
-)
+# Before a client is imported: it asks nobody but our server.
+os.environ.update(LITELLM_LOCAL_MODEL_COST_MAP="True", LANGSMITH_TRACING="false")
 
 
 @pytest.fixture(scope="session")

@@ -514,9 +514,9 @@ def test_a_port_or_host_that_cannot_be_had(
     capsys: Show, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = str(model_folder)
-    code = cli.main(["serve", model, "--host", "no.such.host.invalid"])
+    code = cli.main(["serve", model, "--host", "no.such.host.invalid", "--insecure"])
     check(capsys, code, "cannot listen on 'no.such.host.invalid'")
-    code = cli.main(["serve", model, "--host", "192.0.2.1"])
+    code = cli.main(["serve", model, "--host", "192.0.2.1", "--insecure"])
     check(capsys, code, "this machine has no such address", "--host")
 
     class Guarded(socket.socket):
