@@ -43,7 +43,7 @@ _RUN = 8
 _TOLLS = (0, 1, 8)
 _DETOUR = 4  # of the costs above, in units of the toll
 _ENDS = (b'"', b"}", b"]", b"0", b'"}', b'"]')
-_MENDED = 16
+_MENDED = 256  # bytes that are taken off a known way, at most
 _NOT_TEXT = 0xFF  # how the library writes a special token among bytes
 
 

@@ -20,11 +20,11 @@ from rosellm.roseinfer.grammar.closing import find_closing, mended
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
 
 FIRST_EFFORT = 600
-_EFFORT = 50
+_EFFORT = 100
 _SCARCE = 24  # tokens beyond the closing and the shortest answer
 _SELDOM = 64  # most tokens between two looks
-_RETRY = 8  # tokens until the next look where none fits; twice as many where none is known
-_LATE = 64  # room at which looking for one that is not known begins again
+_RETRY = 8  # tokens until the next look where none is found; twice as many where none ever was
+_LATE = 64  # room at which looking for a first one begins again
 _LONGEST = 4096
 
 
@@ -188,12 +188,13 @@ class Constraint:
     def _schedule(self, room: int) -> int:
         """The room that will be left when a closing is looked for again."""
         if self._closing is None:
+            if self._latest:  # there are some
+                return room - _RETRY
             self._patience *= 2
             return min(room - self._patience // 2, _LATE)
-        self._patience = _RETRY
         beyond = room - len(self._closing)
         if beyond < 0:
-            return room - _RETRY
+            return room - max(1, -beyond // 4)
         return room - max(1, min(_SELDOM, (beyond - self._shortest - _SCARCE) // 4))
 
     def _give_way(self, token: int) -> int | None:
