@@ -47,4 +47,5 @@ def test_a_partial_answer_grows_to_a_model(demo: Server, mode: str) -> None:
 def test_many_answers(demo: Server) -> None:
     client = instructor.from_openai(demo.openai, mode=Mode.TOOLS)
     people = list(client.chat.completions.create_iterable(response_model=Person, **ASK))
+    assert people
     assert all(isinstance(person, Person) for person in people)

@@ -8,23 +8,10 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.conftest import Server
+from tests.e2e.conftest import WEATHER, Server
 
 litellm = pytest.importorskip("litellm")
 pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours
-
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather in a city",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 20}},
-            "required": ["city"],
-        },
-    },
-}
 
 
 class Report(BaseModel):

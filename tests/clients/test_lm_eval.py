@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import rosellm
+from rosellm import LLM
 from tests.e2e.conftest import Server
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -20,7 +21,11 @@ SUMS = [(1, 2), (3, 4), (10, 5), (7, 7)]
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    rows = [{"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}"} for a, b in SUMS]
+    rows = [
+        {"question": f"What is {a} + {b}?", "answer": right, "choices": [right, "I like films."]}
+        for a, b in SUMS
+        for right in [f"{a} + {b} = {a + b}"]
+    ]
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = {
@@ -31,7 +36,7 @@ def tasks(tmp_path: Path) -> Path:
     }
     write(tmp_path, "sums_choice", common | {
         "output_type": "multiple_choice",
-        "doc_to_choice": ["{{answer}}", "I like films."],
+        "doc_to_choice": "choices",
         "doc_to_target": 0,
         "metric_list": [{"metric": "acc"}],
     })  # fmt: skip
@@ -75,14 +80,30 @@ def evaluated(demo: Server, tasks: Path, model: str, route: str, names: list[str
 def test_given_answers_are_scored(demo: Server, tasks: Path) -> None:
     names = ["sums_choice", "sums_perplexity"]
     results = evaluated(demo, tasks, "local-completions", "completions", names)
-    assert 0 <= results["sums_choice"]["acc,none"] <= 1
+    with LLM(device="cpu") as llm:
+        scored = [
+            llm.score(f"What is {a} + {b}?\n", [f" {a} + {b} = {a + b}", " I like films."])
+            for a, b in SUMS
+        ]
+    right = sum(good.total > bad.total for good, bad in scored)
+    assert results["sums_choice"]["acc,none"] == right / len(SUMS)
     assert results["sums_perplexity"]["word_perplexity,none"] > 1
 
 
 def test_answers_are_generated(demo: Server, tasks: Path) -> None:
-    for model, route in (
-        ("local-completions", "completions"),
-        ("local-chat-completions", "chat/completions"),
-    ):
-        results = evaluated(demo, tasks, model, route, ["sums_written"])
-        assert results["sums_written"]["exact_match,none"] >= 0
+    """In a chat, where the demo model knows what is asked, they are the server's own."""
+    right = 0
+    for a, b in SUMS:
+        answer = demo.openai.chat.completions.create(
+            model=demo.model,
+            messages=[{"role": "user", "content": f"What is {a} + {b}?\n"}],
+            max_tokens=20,
+            temperature=0,
+            stop="\n",
+        )
+        right += answer.choices[0].message.content == f"{a} + {b} = {a + b}"
+    model, route = "local-chat-completions", "chat/completions"
+    results = evaluated(demo, tasks, model, route, ["sums_written"])
+    assert results["sums_written"]["exact_match,none"] == right / len(SUMS)
+    results = evaluated(demo, tasks, "local-completions", "completions", ["sums_written"])
+    assert 0 <= results["sums_written"]["exact_match,none"] <= right / len(SUMS)

@@ -21,6 +21,19 @@ from tests.tiny_models import write_llama
 
 START_TIMEOUT_S = 60.0
 
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
 
 @dataclass
 class Server:

@@ -9,20 +9,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import WEATHER, Server, start_server
 
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather in a city",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-    },
-}
 PARIS: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 

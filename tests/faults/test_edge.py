@@ -131,6 +131,18 @@ def test_drops_do_not_put_the_deadline_off(guarded: Server) -> None:
     assert time.monotonic() - began < 4 * RECEIPT_S
 
 
+def test_what_is_refused_here_is_counted_too(guarded: Server) -> None:
+    def counted(reason: str) -> float:
+        line = f'rosellm:rejected_total{{reason="{reason}"}} '
+        text = httpx.get(f"{guarded.url}/metrics").text
+        return sum(float(each[len(line) :]) for each in text.splitlines() if each.startswith(line))
+
+    before = counted("too_slow"), counted("too_large")
+    say(guarded, b"GET /health HTTP/1.1\r\nHost: ")
+    say(guarded, b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert (counted("too_slow"), counted("too_large")) == (before[0] + 1, before[1] + 1)
+
+
 def test_a_client_that_says_nothing(guarded: Server) -> None:
     with connect(guarded) as connection:
         assert connection.recv(1) == b""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rosellm.roseinfer.messages import Add, Output, RowError
 from rosellm.roseinfer.server.metrics import Metrics
 from tests.server.fakes import Server, says, serving
 
@@ -78,6 +79,21 @@ def test_refusals_are_counted_by_their_kind() -> None:
             assert found["rosellm:rejected_total not_found"] == 1
             assert found["rosellm:rejected_total wrong_method"] == 1
             assert not [name for name in found if name.startswith("vllm:rejected")]
+
+    run(test())
+
+
+def test_a_prompt_that_is_refused_has_not_been_read() -> None:
+    def full(add: Add) -> Iterable[Output]:
+        error = RowError("the queue is full", status=503)
+        yield Output(add.id, finish="error", error=error, last=True)
+
+    async def test() -> None:
+        async with serving(full) as server:
+            assert (await server.chat()).status_code == 503
+            found = await figures(server)
+            assert found["rosellm:prompt_tokens_total"] == 0
+            assert found["rosellm:rejected_total unavailable"] == 1
 
     run(test())
 

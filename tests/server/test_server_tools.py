@@ -1,170 +1,36 @@
-"""Tools and reasoning over HTTP: what the model is shown, and what its answers come to."""
+"""Tools over HTTP: what the model is shown, and what its answers come to."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
 
-import rosellm
-from rosellm.roseinfer.config import ReasoningParser, ToolParser
 from rosellm.roseinfer.messages import Add, Output
+from tests.server.asking import (
+    ADD,
+    NOW,
+    THINKING,
+    TOOLS,
+    ask,
+    call,
+    called,
+    plain,
+    refused,
+    same,
+    served,
+)
 from tests.server.fakes import (
-    HELLO,
     ByteTokenizer,
     Script,
-    Server,
-    events,
     says,
     scores,
     serving,
 )
-
-TEMPLATE = (Path(rosellm.__file__).parent / "data/rosellm-demo/chat_template.jinja").read_text()
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
-    },
-}
-
-
-class _Bytes:
-    """Every byte a token, for the library that follows grammars."""
-
-    eos_token_id = 256
-    bos_token_id = None
-    tokens = (*(bytes([byte]) for byte in range(256)), b"</s>")
-    special_token_ids = (256,)
-    is_tokenizer_wrapper = True
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
-
-
-BYTES = LLTokenizer(_Bytes(), slices=[])
-NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
-TOOLS = [ADD, NOW]
-THINKING = (
-    "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}{{ tools }}"
-    "{{ '<tool_call>' if 0 }}{{ '\"arguments\"' if 0 }}a:"
-    "{% if enable_thinking is false %}<think>\n\n</think>\n{% endif %}"
-)
-
-
-def call(name: str, **arguments: Any) -> str:
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
-
-
-@asynccontextmanager
-async def served(
-    script: Script | str, template: str = TEMPLATE, **more: Any
-) -> AsyncIterator[Server]:
-    script = says(script) if isinstance(script, str) else script
-    async with serving(script, chat_template=template, **more) as server:
-        yield server
-
-
-def prompt_of(server: Server) -> str:
-    return bytes(id for id in server.engine.added[-1].prompt if id < 256).decode()
-
-
-def ask(script: Script | str, template: str = TEMPLATE, **fields: Any) -> tuple[Any, Any, str]:
-    """The answer, what its stream assembles to, and the prompt."""
-
-    async def test() -> tuple[Any, Any, str]:
-        async with served(script, template) as server:
-            response = await server.chat(**fields)
-            assert response.status_code == 200, response.text
-            options = {"stream": True, "stream_options": {"include_usage": True}}
-            chunks = events(await server.chat(**fields, **options))
-            return response.json(), assembled(chunks), prompt_of(server)
-
-    return asyncio.run(test())
-
-
-def refused(param: str, script: str = "x", template: str = TEMPLATE, **fields: Any) -> str:
-    async def test() -> Any:
-        async with served(script, template) as server:
-            response = await server.chat(**fields)
-            assert response.status_code == 400, response.text
-            return response.json()["error"]
-
-    error = asyncio.run(test())
-    assert error["param"] == param, error
-    return str(error["message"])
-
-
-def assembled(chunks: list[Any]) -> Any:
-    """What a client makes of a stream, by the rules that OpenAI's own client follows."""
-    assert chunks.pop() == "[DONE]"
-    usage = chunks[-1]["usage"] if not chunks[-1]["choices"] else None
-    choices: dict[int, Any] = {}
-    for chunk in chunks:
-        for piece in chunk["choices"]:
-            fresh: dict[str, Any] = {"message": {}, "finish_reason": None}
-            choice = choices.setdefault(piece["index"], fresh)
-            assert choice["finish_reason"] is None
-            choice["finish_reason"] = piece["finish_reason"]
-            add(choice["message"], piece["delta"])
-    return {"choices": [choices[index] for index in sorted(choices)], "usage": usage}
-
-
-def add(message: dict[str, Any], delta: dict[str, Any]) -> None:
-    for name, value in delta.items():
-        if name == "tool_calls":
-            for each in value:
-                add_call(message.setdefault(name, []), dict(each))
-        elif isinstance(value, str) and isinstance(message.get(name), str):
-            message[name] += value
-        elif value is not None or name not in message:
-            message[name] = value
-
-
-def add_call(calls: list[Any], piece: dict[str, Any]) -> None:
-    index = piece.pop("index")
-    if index == len(calls):  # the name comes first, with nothing of the arguments
-        assert set(piece) == {"id", "type", "function"}
-        assert set(piece["function"]) == {"name", "arguments"}
-        calls.append(piece)
-        return
-    assert set(piece) == {"function"}
-    assert set(piece["function"]) == {"arguments"}
-    calls[index]["function"]["arguments"] += piece["function"]["arguments"]
-
-
-def plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without its ids, which differ from answer to answer."""
-    calls = message.get("tool_calls", [])
-    assert len({each["id"] for each in calls}) == len(calls)
-    return {**message, "tool_calls": [{**each, "id": ""} for each in calls]}
-
-
-def same(whole: Any, stream: Any) -> None:
-    for one, other in zip(whole["choices"], stream["choices"], strict=True):
-        assert plain(one["message"]) == plain(other["message"])
-        assert one["finish_reason"] == other["finish_reason"]
-    assert whole["usage"] == stream["usage"]
-
-
-def called(message: Any) -> list[Any]:
-    return [
-        (each["function"]["name"], json.loads(each["function"]["arguments"]))
-        for each in message.get("tool_calls", [])
-    ]
-
-
-# -- calls -----------------------------------------------------------------------------------
 
 
 def test_a_call() -> None:
@@ -298,154 +164,6 @@ def test_a_model_that_cannot_be_told_of_tools_says_so() -> None:
     assert "--tool-parser" in refused("tools", template="{{ messages }}{{ tools }}", tools=TOOLS)
 
 
-# -- calls that have to be made ---------------------------------------------------------------
-
-
-def grammar_of(template: str = TEMPLATE, **fields: Any) -> str:
-    """What the engine is told that the answer must match."""
-
-    async def test() -> str:
-        async with served("", template) as server:
-            response = await server.chat(**fields)
-            assert response.status_code == 200, response.text
-            return server.engine.added[0].grammar
-
-    return asyncio.run(test())
-
-
-def allows(grammar: str, text: str) -> bool:
-    matcher = LLMatcher(BYTES, grammar)
-    assert not matcher.is_error(), matcher.get_error()
-    tokens = list(text.encode())
-    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
-
-
-def test_a_call_has_to_be_made() -> None:
-    grammar = grammar_of(tools=TOOLS, tool_choice="required")
-    for text in (call("now"), call("add", a=1), call("add", a=1) + "\n" + call("now")):
-        assert allows(grammar, text), text
-    for text in ("", "Hi", call("add", a="1"), call("nobody"), f"Hi {call('now')}"):
-        assert not allows(grammar, text), text
-
-
-def test_one_function_has_to_be_called_once() -> None:
-    named = {"type": "function", "function": {"name": "add"}}
-    grammar = grammar_of(tools=TOOLS, tool_choice=named)
-    assert allows(grammar, call("add", a=1))
-    for text in (call("now"), call("add", a="1"), call("add", a=1) + "\n" + call("add", a=1)):
-        assert not allows(grammar, text), text
-
-
-def test_one_of_the_allowed_has_to_be_called() -> None:
-    allowed = {"mode": "required", "tools": [NOW]}
-    choice = {"type": "allowed_tools", "allowed_tools": allowed}
-    grammar = grammar_of(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False)
-    assert allows(grammar, call("now"))
-    assert not allows(grammar, call("add", a=1))
-    assert not allows(grammar, call("now") + "\n" + call("now"))
-
-
-def test_strict_calls_fit_where_they_are_made() -> None:
-    strict = {**ADD, "function": {**ADD["function"], "strict": True}}
-    grammar = grammar_of(tools=[strict, NOW])
-    for text in ("Hi <b>", call("add", a=1), f"Hi.\n{call('now', x=1)}", ""):
-        assert allows(grammar, text), text
-    for text in (call("add", a="1"), call("nobody"), "<tool_call> so"):
-        assert not allows(grammar, text), text
-
-
-def test_reasoning_comes_before_a_call_that_has_to_be_made() -> None:
-    grammar = grammar_of(THINKING, tools=TOOLS, tool_choice="required")
-    assert allows(grammar, f"<think>Hm.</think>\n\n{call('now')}")
-    off = grammar_of(THINKING, tools=TOOLS, tool_choice="required", reasoning_effort="none")
-    assert not allows(off, f"<think>Hm.</think>\n\n{call('now')}")
-    assert allows(off, call("now"))
-
-
-def test_nothing_is_enforced_that_need_not_be() -> None:
-    for fields in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
-        assert grammar_of(tools=TOOLS, **fields) == ""
-
-
-def test_what_cannot_be_enforced_is_refused() -> None:
-    channels = "{{ tools }}{# <|channel|> <|message|> #}"
-    strict = [{**NOW, "function": {"name": "now", "strict": True}}]
-    assert "enforced" in refused(
-        "tool_choice", template=channels, tools=TOOLS, tool_choice="required"
-    )
-    assert "enforced" in refused("tools", template=channels, tools=strict)
-    array = {"name": "f", "parameters": {"type": "array"}}
-    tools = [NOW, {"type": "function", "function": array}]
-    refused("tools[1].function.parameters", tools=tools, tool_choice="required")
-
-
-# -- histories -------------------------------------------------------------------------------
-
-
-def history(arguments: str = '{"a": 1}') -> list[Any]:
-    function = {"name": "add", "arguments": arguments}
-    made = [{"id": "id1", "type": "function", "function": function}]
-    return [
-        *HELLO,
-        {"role": "assistant", "content": None, "tool_calls": made, "reasoning_content": "Hm."},
-        {"role": "tool", "tool_call_id": "id1", "content": [{"type": "text", "text": "2"}]},
-    ]
-
-
-def test_calls_and_their_results_reach_the_template() -> None:
-    _, _, prompt = ask("2", messages=history())
-    assert prompt.endswith(
-        f"<|im_start|>assistant\n{call('add', a=1)}<|im_end|>\n"
-        "<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-AS_OBJECT = (
-    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}"
-    "{{ c.function.arguments | tojson }}{% endfor %}{{ m.name }}{{ m.reasoning_content }}"
-    "{% endfor %}"
-)
-AS_TEXT = (
-    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}"
-    "{{ '' + c.function.arguments }}{% endfor %}{{ m.name }}{{ m.reasoning_content }}{% endfor %}"
-)
-
-
-@pytest.mark.parametrize("template", [AS_OBJECT, AS_TEXT])
-def test_arguments_are_what_the_template_wants(template: str) -> None:
-    _, _, prompt = ask("2", template, messages=history())
-    assert prompt == 'id1{"a": 1}Hm.add'
-
-
-def test_a_template_that_leaves_calls_out_gets_them_as_text() -> None:
-    template = THINKING.replace("{{ tools }}", "{{ tools if 0 }}")
-    _, _, prompt = ask("2", template, messages=history(), tools=TOOLS)
-    assert f"assistant:{call('add', a=1)}\ntool:2\n" in prompt
-
-
-@pytest.mark.parametrize("arguments", ["{", "[1]", "1", "nothing"])
-def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
-    refused("messages[1].tool_calls[0].function.arguments", messages=history(arguments))
-
-
-def test_no_arguments_are_an_empty_object() -> None:
-    assert call("add") in ask("2", messages=history(""), tools=TOOLS)[2]
-
-
-@pytest.mark.parametrize(
-    ("param", "message"),
-    [
-        ("messages[0].content", {"role": "assistant"}),
-        ("messages[0].content", {"role": "assistant", "content": None, "tool_calls": []}),
-        ("messages[0].tool_call_id", {"role": "tool", "content": "2"}),
-        ("messages[0].tool_calls[0].id", {"role": "assistant", "tool_calls": [{}]}),
-        ("messages[0].tool_calls", {"role": "user", "content": "x", "tool_calls": []}),
-    ],
-)
-def test_messages_that_lack_something(param: str, message: Any) -> None:
-    refused(param, messages=[message])
-
-
 # -- special tokens --------------------------------------------------------------------------
 
 
@@ -503,96 +221,8 @@ def test_markers_that_are_special_tokens_reach_the_parser() -> None:
     asyncio.run(test())
 
 
-# -- reasoning -------------------------------------------------------------------------------
-
-
-def test_reasoning_is_a_field_of_its_own() -> None:
-    text = "<think>\nHm.\n</think>\n\nOk."
-    whole, stream, _ = ask(text, THINKING)
-    same(whole, stream)
-    [choice] = whole["choices"]
-    assert choice["message"] == {
-        "role": "assistant",
-        "content": "Ok.",
-        "refusal": None,
-        "reasoning_content": "Hm.",
-        "reasoning": "Hm.",
-    }
-    details = whole["usage"]["completion_tokens_details"]
-    assert details["reasoning_tokens"] == text.index("\n\nOk")
-    assert whole["usage"]["completion_tokens"] == len(text) + 1
-
-
-def test_reasoning_without_an_end_is_all_there_is() -> None:
-    whole, stream, _ = ask("<think>for ever", THINKING, max_completion_tokens=10)
-    same(whole, stream)
-    [choice] = whole["choices"]
-    assert choice["message"]["content"] is None
-    assert choice["message"]["reasoning"] == "for"
-    assert choice["finish_reason"] == "length"
-    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 10
-
-
-def test_an_answer_without_reasoning() -> None:
-    whole, stream, _ = ask("Ok.", THINKING)
-    same(whole, stream)
-    assert "reasoning" not in whole["choices"][0]["message"]
-    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
-
-
-@pytest.mark.parametrize(
-    ("fields", "prompted", "answer"),
-    [
-        ({}, "a:", ("Hm.", "Ok.")),
-        ({"reasoning_effort": "high"}, "a:", ("Hm.", "Ok.")),
-        ({"reasoning_effort": "none"}, "</think>\n", (None, "<think>Hm.</think>Ok.")),
-        ({"chat_template_kwargs": {"enable_thinking": False}}, "</think>\n",
-         (None, "<think>Hm.</think>Ok.")),
-    ],
-)  # fmt: skip
-def test_thinking_can_be_turned_off(fields: Any, prompted: str, answer: Any) -> None:
-    whole, stream, prompt = ask("<think>Hm.</think>Ok.", THINKING, **fields)
-    same(whole, stream)
-    message = whole["choices"][0]["message"]
-    assert (message.get("reasoning"), message["content"]) == answer
-    assert prompt.endswith(prompted)
-
-
-def test_a_template_may_have_opened_the_reasoning() -> None:
-    template = "{{ messages[0].content }}<｜Assistant｜><think>\n{{ '</think>' if 0 }}"
-    whole, stream, _ = ask("Hm.\n</think>\n\nOk.", template)
-    same(whole, stream)
-    message = whole["choices"][0]["message"]
-    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Ok.")
-    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 12
-
-
-def test_the_effort_is_the_templates_to_understand() -> None:
-    template = "{{ messages[0].content }} {{ reasoning_effort }}"
-    for effort in ("low", "xhigh"):
-        assert ask("x", template, reasoning_effort=effort)[2].endswith(effort)
-    assert "does not reason" in refused("reasoning_effort", reasoning_effort="high")
-    for effort in ("none", "medium"):
-        ask("x", reasoning_effort=effort)
-    refused("reasoning_effort", reasoning_effort="some")
-
-
-def test_settings_say_otherwise() -> None:
-    async def test(tools: ToolParser, reasoning: ReasoningParser) -> Any:
-        text = "<think>Hm.</think>" + call("now")
-        parsers = {"tool_parser": tools, "reasoning_parser": reasoning}
-        async with served(text, THINKING, parsers=parsers) as server:
-            response = await server.chat(tools=TOOLS)
-            return response.json()["choices"][0]["message"] if response.is_success else response
-
-    message = asyncio.run(test("auto", "none"))
-    assert (message["content"], called(message)) == ("<think>Hm.</think>", [("now", {})])
-    message = asyncio.run(test("mistral", "mistral"))
-    assert message["content"] == "<think>Hm.</think>" + call("now")
-    assert asyncio.run(test("none", "auto")).json()["error"]["param"] == "tools"
-
-
 # -- any answer ------------------------------------------------------------------------------
+
 
 WORDS = st.sampled_from(
     ["Hi", " ", "\n", "é", "🌹", "<", "<think>", "</think>", "<tool_call>", "</tool_call>",

@@ -188,7 +188,7 @@ def mended(
     known: Sequence[int],
     *,
     longest: int,
-    taken: int = 0,
+    taken: int,
     avoid: Collection[int] = (),
 ) -> list[int] | None:
     """A closing that was right before, with what has come or been opened since made good.
@@ -196,19 +196,17 @@ def mended(
     Args:
         taken: bytes that have come since.
     """
-    if not known or not all(vocabulary.lengths[token] for token in known):
+    if not known or not _is_text(known, vocabulary):
         return None
-    if taken and len(known) <= longest and _ends(matcher, known, vocabulary):
+    if len(known) <= longest and _ends(matcher, known, vocabulary):
         return list(known)
     text = vocabulary.trie.decode_bytes(list(known))
     tries = [text]
-    if taken:
-        tries += [text[start:] for start in range(min(taken, _MENDED, len(text) - 1), 0, -1)]
-        tries += [end + text for end in _ENDS]
+    tries += [text[start:] for start in range(min(taken, _MENDED, len(text) - 1), 0, -1)]
+    tries += [end + text for end in _ENDS]
     for each in dict.fromkeys(tries):
-        found = _cut(each, vocabulary)
-        fits = bool(found) and len(found) <= longest and set(found).isdisjoint(avoid)
-        if fits and _ends(matcher, found, vocabulary):
+        found = _cut(each, vocabulary, longest, avoid)
+        if found and _ends(matcher, found, vocabulary):
             return found
     return None
 
@@ -222,17 +220,25 @@ def _ends(matcher: LLMatcher, tokens: Sequence[int], vocabulary: Vocabulary) -> 
     return matcher.validate_tokens([*tokens, vocabulary.end]) == len(tokens) + 1
 
 
-def _cut(text: bytes, vocabulary: Vocabulary) -> list[int]:
-    """A text in few tokens; none where it begins inside a character."""
+def _is_text(tokens: Collection[int], vocabulary: Vocabulary) -> bool:
+    return all(vocabulary.lengths[token] for token in tokens)
+
+
+def _cut(text: bytes, vocabulary: Vocabulary, longest: int, avoid: Collection[int]) -> list[int]:
+    """A text in few tokens, at most so many; none where it begins inside a character."""
     try:
-        return vocabulary.trie.greedy_tokenize(text.decode())
+        found: list[int] = vocabulary.trie.greedy_tokenize(text.decode())
     except UnicodeDecodeError:
         return []
+    return found if len(found) <= longest and set(found).isdisjoint(avoid) else []
 
 
 def _shortened(
     matcher: LLMatcher, vocabulary: Vocabulary, tokens: tuple[int, ...], avoid: Collection[int]
 ) -> list[int]:
     """The same text in fewer tokens, where they lead to the same end."""
-    better = mended(matcher, vocabulary, tokens, longest=len(tokens) - 1, avoid=avoid)
-    return list(tokens) if better is None else better
+    if not _is_text(tokens, vocabulary):
+        return list(tokens)
+    text = vocabulary.trie.decode_bytes(list(tokens))
+    better = _cut(text, vocabulary, len(tokens) - 1, avoid)
+    return better if better and _ends(matcher, better, vocabulary) else list(tokens)

@@ -91,9 +91,8 @@ class Constraint:
         Args:
             room: tokens that may still come, that one included.
         """
-        known = self._closing
-        fits = bool(known) and len(known or ()) <= room
-        return known[0] if known and fits and self._looks(room - 1) else None
+        known = self._closing or []
+        return known[0] if 0 < len(known) <= room and self._looks(room - 1) else None
 
     def take(self, token: int, room: int) -> int | None:
         """Go one token further, and return it or the one that takes its place.
@@ -144,14 +143,14 @@ class Constraint:
 
     def _look_beyond(self, token: int, room: int) -> bool:
         """Take the token if the answer can be brought to an end after it, or could not anyway."""
-        could_end = self._closing is not None and len(self._closing) <= room + 1
-        if could_end and len(self._closing or ()) == room + 1:
+        to_spare = -1 if self._closing is None else room + 1 - len(self._closing)
+        if to_spare == 0:
             return False
         ahead = self.matcher.deep_copy()
         self._go(ahead, token)
         taken = self._taken + int(self._vocabulary.lengths[token])
-        closing = self._find(ahead, taken, room if could_end else _LONGEST)
-        if closing is None and could_end:
+        closing = self._find(ahead, taken, room if to_spare > 0 else _LONGEST)
+        if closing is None and to_spare > 0:
             return False
         self.matcher, self._taken = ahead, taken
         self._know(closing)

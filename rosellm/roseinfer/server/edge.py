@@ -42,20 +42,26 @@ class Limits:
         stall_s: that a client may leave a full send buffer as it is.
     """
 
-    connections: int = 4096
-    receipt_s: float = 10.0
-    stall_s: float = 30.0
+    connections: int
+    receipt_s: float
+    stall_s: float
 
 
-def protocol(limits: Limits) -> type[EdgeProtocol]:
-    """Uvicorn's protocol, with these limits."""
-    return type("LimitedProtocol", (EdgeProtocol,), {"limits": limits})
+def protocol(limits: Limits, on_refusal: Callable[[int], None]) -> type[EdgeProtocol]:
+    """Uvicorn's protocol, with these limits.
+
+    Args:
+        on_refusal: is told the status of what is answered here.
+    """
+    own = {"limits": limits, "on_refusal": staticmethod(on_refusal)}
+    return type("LimitedProtocol", (EdgeProtocol,), own)
 
 
 class EdgeProtocol(HttpToolsProtocol):
     """One connection."""
 
-    limits = Limits()
+    limits: Limits
+    on_refusal: Callable[[int], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -173,6 +179,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
+        self.on_refusal(status)
         access_log.info("%s refused: %d %s", (self.client or ("-",))[0], status, message)
 
 

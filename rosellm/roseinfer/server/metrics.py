@@ -23,26 +23,7 @@ if TYPE_CHECKING:
 
 OWN, VLLM = "rosellm:", "vllm:"
 LABELS = ["model_name"]
-SECONDS = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.08,
-    0.15,
-    0.3,
-    0.6,
-    1.2,
-    2.5,
-    5,
-    10,
-    20,
-    40,
-    80,
-    160,
-    320,
-)
+SECONDS = tuple(0.001 * 2**power for power in range(19))  # 1 ms to 262 s
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 REJECTED = {
     400: "invalid",
@@ -51,7 +32,9 @@ REJECTED = {
     405: "wrong_method",
     408: "too_slow",
     413: "too_large",
+    414: "too_large",
     429: "over_limit",
+    431: "too_large",
     503: "unavailable",
 }
 
@@ -136,22 +119,28 @@ class Timing:
         self._choices = [_Choice() for job in jobs for _ in range(job.n)]
         self._open = len(self._choices)
         self._failed = False
-        for job in jobs:
-            metrics.prompt_tokens.inc(len(job.prompt))
-            metrics.cache_queries.inc(len(job.prompt))
-            metrics.request_prompt.observe(len(job.prompt))
+        self._prompts = [len(job.prompt) for job in jobs]  # that have not been counted
 
     def see(self, item: Delta | Exception) -> None:
         """Count the tokens, and time them."""
         if isinstance(item, Exception):
             self._failed = True
             return
+        self._count_prompts()
         choice, now = self._choices[item.index], time.monotonic()
         self._metrics.cache_hits.inc(item.cached)
         if item.ids:
             self._take(choice, len(item.ids), now)
         if item.finish is not None:
             self._finish(choice, item.finish, now)
+
+    def _count_prompts(self) -> None:
+        """With the first news: a request that is refused has none read."""
+        prompts, self._prompts = self._prompts, []
+        for tokens in prompts:
+            self._metrics.prompt_tokens.inc(tokens)
+            self._metrics.cache_queries.inc(tokens)
+            self._metrics.request_prompt.observe(tokens)
 
     def _take(self, choice: _Choice, tokens: int, now: float) -> None:
         metrics = self._metrics
@@ -248,15 +237,18 @@ class _Both(Collector):
 
     def collect(self) -> Iterable[Metric]:
         for family in (family for other in self._others for family in other.collect()):
-            yield family
+            yield _under(OWN, family)
             if family.name not in ONLY_OWN:
-                yield _renamed(family)
+                yield _under(VLLM, family)
 
 
-def _renamed(family: Metric) -> Metric:
-    name = family.name.replace(OWN, VLLM, 1)
+def _under(prefix: str, family: Metric) -> Metric:
+    """A family under a prefix, without the times at which its series were made."""
+    name = family.name.replace(OWN, prefix, 1)
     copy = Metric(name, family.documentation, family.type, family.unit)
     copy.samples = [
-        sample._replace(name=sample.name.replace(OWN, VLLM, 1)) for sample in family.samples
+        sample._replace(name=sample.name.replace(OWN, prefix, 1))
+        for sample in family.samples
+        if not sample.name.endswith("_created")
     ]
     return copy

@@ -102,7 +102,7 @@ def _server(service: Service, key: str | None, limits: edge.Limits) -> _Server:
     return _Server(
         uvicorn.Config(
             create_app(service, key),
-            http=edge.protocol(limits),
+            http=edge.protocol(limits, service.metrics.reject),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -22,7 +22,8 @@ class StrictRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             limit: int = self.app.state.service.max_body
-            self._check_size(int(self.headers.get("content-length", 0)), limit)
+            said = self.headers.get("content-length", "")
+            self._check_size(int(said) if said.isdecimal() else 0, limit)
             body = bytearray()
             async for piece in self.stream():
                 body += piece
