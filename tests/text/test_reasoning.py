@@ -56,6 +56,20 @@ def test_markers_are_special_only_once() -> None:
     assert parse(AnswerFormat("think"), text) == Parts("b <think>c</think>", "a")
 
 
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("opened", [False, True])
+def test_the_first_marker_counts_once_however_often_it_comes(name: str, opened: bool) -> None:
+    markers = FORMATS[name]
+    format = AnswerFormat(name, opened=opened)
+    for gap in ("", "\n"):
+        for times in (2, 3):
+            more = gap.join([markers.start] * times)
+            assert parse(format, more) == Parts("", gap.join([markers.start] * (times - 1)))
+            text = f"{more}x{markers.end}y"
+            kept = gap.join([markers.start] * (times - 1))
+            assert parse(format, text) == Parts("y", f"{kept}x")
+
+
 def test_where_the_reasoning_is() -> None:
     format = AnswerFormat("think")
     text = " <think>ab</think> c"

@@ -64,6 +64,7 @@ class Reasoning:
         self._format = format
         self._state: Literal["before", "inside", "after"] = "inside" if opened else "before"
         self._fresh = True  # nothing but white space has come since the last marker
+        self._repeats = opened  # whether the model may still write the first marker again
         self._pending = ""
         self._taken = 0
         self._end: int | None = None
@@ -110,12 +111,13 @@ class Reasoning:
         return reasoning
 
     def _skip_start(self) -> bool:
-        """Drop white space and a marker that the prompt has written already. False: wait."""
+        """Drop white space and, once, a marker that the prompt has written already. False: wait."""
         self._pending = self._pending.lstrip()
         start = self._format.start
-        if self._pending.startswith(start):
+        if self._repeats and self._pending.startswith(start):
+            self._repeats = False
             self._pending = self._pending[len(start) :].lstrip()
-        elif start.startswith(self._pending):
+        elif self._repeats and start.startswith(self._pending):
             return False
         self._fresh = not self._pending
         return not self._fresh
