@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 << 10
 SEND_BUFFER_BYTES = 256 << 10
 _LINGER_S = 2.0
+# RFC 3986's host and port, without its escapes, which no client sends.
+_HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,11 @@ class EdgeProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             self._give_up(400, "a request has one Host header")
+        if hosts and not _HOST.fullmatch(hosts[0].strip()):
+            self._give_up(400, "the Host header is not a host's name")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -13,6 +13,9 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
+MOST_MEMBERS = 50_000
+"""Of all objects and lists in a body together: checking them holds up the event loop."""
+
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -42,6 +45,10 @@ class StrictRequest(Request):
                 self._json = from_json(await self.body(), allow_inf_nan=False)
             except ValueError as error:
                 raise HTTPException(400, f"the body is not valid JSON: {error}") from None
+            if _has_too_many(self._json, self._body):
+                raise HTTPException(
+                    400, f"the body's objects have more than {MOST_MEMBERS} members"
+                )
             self.state.sent = self._json
         return self._json
 
@@ -64,3 +71,16 @@ class StrictRoute(APIRoute):
     async def answer(self, handle: Handle, request: StrictRequest) -> Response:
         """What the route says to this request."""
         return await handle(request)
+
+
+def _has_too_many(value: Any, body: bytes) -> bool:
+    """Whether its objects have more members, and it more lists, than are checked."""
+    if body.count(b":") + body.count(b"[") <= MOST_MEMBERS:
+        return False
+    open, seen = [value] * isinstance(value, dict | list), 0
+    while open and seen <= MOST_MEMBERS:
+        each = open.pop()
+        inside = each.values() if isinstance(each, dict) else each
+        seen += len(each) if isinstance(each, dict) else 1
+        open += [part for part in inside if isinstance(part, dict | list)]
+    return seen > MOST_MEMBERS

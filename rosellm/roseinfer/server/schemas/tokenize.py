@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import Body
+from rosellm.roseinfer.server.schemas.fields import MOST_OBJECTS, Body
 from rosellm.roseinfer.server.schemas.messages import Messages
 
 T = TypeVar("T")
@@ -25,7 +25,9 @@ class TokenizeRequest(Body):
         default=None, description="End with the start of the assistant's answer; true by default."
     )
     tools: list[dict[str, Any]] | None = Field(
-        default=None, description="What the chat template is told of tools."
+        default=None,
+        max_length=MOST_OBJECTS,
+        description="What the chat template is told of tools.",
     )
     add_special_tokens: bool | None = Field(
         default=None,
@@ -53,4 +55,6 @@ class DetokenizeRequest(Body):
     """Token ids, to be read as text."""
 
     model: str | None = Field(default=None, description="Checked, where it is given.")
-    tokens: list[int] = Field(description="Token ids, special ones shown by their names.")
+    tokens: Annotated[list[int], Field(fail_fast=True)] = Field(
+        description="Token ids, special ones shown by their names."
+    )
