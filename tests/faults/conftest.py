@@ -61,7 +61,8 @@ def say(server: Server, *pieces: bytes) -> Answer:
 def post(server: Server, path: str, body: Any, **more: Any) -> httpx.Response:
     """Send a body, which may be bytes that are no JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **more.pop("headers", {})}
+    headers = httpx.Headers({"Content-Type": "application/json"})
+    headers.update(more.pop("headers", {}))
     return CLIENT.post(f"{server.url}{path}", content=content, headers=headers, **more)
 
 

@@ -20,7 +20,7 @@ ASK: dict[str, Any] = {
     CHAT: {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 2},
 }
 VOCABULARY = 400
-SOON_S = 8.0  # a grammar's limit of 5 s, and room for a machine with something else to do
+SOON_S = 16.0  # a grammar's limit of 5 s in the server and as long in the engine, and some room
 
 
 @pytest.fixture(autouse=True)
@@ -269,6 +269,8 @@ HOSTILE_REGEX = {
     "an empty text": "",
 }
 
+LONG = ("many of all", "long", "classes", "doubles")
+
 
 def bounded(server: Server, path: str, body: dict[str, Any]) -> None:
     """An answer that fits, or a refusal; in either case soon."""
@@ -279,15 +281,20 @@ def bounded(server: Server, path: str, body: dict[str, Any]) -> None:
         refused(answer)
 
 
-@pytest.mark.parametrize("name", HOSTILE_SCHEMAS)
+def _named(cases: dict[str, Any]) -> list[Any]:
+    """Those that take the longest are for the long tier."""
+    marks = [pytest.mark.slow]
+    return [pytest.param(name, marks=marks if name in LONG else []) for name in cases]
+
+
+@pytest.mark.parametrize("name", _named(HOSTILE_SCHEMAS))
 def test_hostile_schema(guarded: Server, name: str) -> None:
     schema = HOSTILE_SCHEMAS[name]
-    bounded(guarded, COMPLETIONS, {**ASK[COMPLETIONS], "structured_outputs": {"json": schema}})
     wrapped = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
     bounded(guarded, CHAT, {**ASK[CHAT], "response_format": wrapped})
 
 
-@pytest.mark.parametrize("name", HOSTILE_REGEX)
+@pytest.mark.parametrize("name", _named(HOSTILE_REGEX))
 def test_hostile_regex(guarded: Server, name: str) -> None:
     regex = HOSTILE_REGEX[name]
     bounded(guarded, COMPLETIONS, {**ASK[COMPLETIONS], "structured_outputs": {"regex": regex}})
@@ -310,7 +317,7 @@ def test_hostile_grammars(guarded: Server) -> None:
         bounded(
             guarded, COMPLETIONS, {**ASK[COMPLETIONS], "structured_outputs": {"grammar": grammar}}
         )
-    choices = {"choice": [f"{number}" * 40 for number in range(20_000)]}
+    choices = {"choice": [f"{number}" * 9 for number in range(20_000)]}
     bounded(guarded, COMPLETIONS, {**ASK[COMPLETIONS], "structured_outputs": choices})
 
 
@@ -370,24 +377,33 @@ NO_CALLS = (
     '<tool_call>\n{"name": 5}\n</tool_call>',
     "<tool_call>\n[]\n</tool_call>",
     '<tool_call>\n{"name": "none", "arguments": {}}\n</tool_call>',
-    '<tool_call>\n{"name": "f", "arguments": ' + '{"a":' * 60,
+    '<tool_call>\n{"name": "f", "arguments": ' + '{"a":' * 9,
     "</tool_call><tool_call></tool_call></think><think>",
     '<tool_call>\n{"name": "f", "arguments": "\\ud800"}\n</tool_call>',
 )
 
 
-@pytest.mark.parametrize("said", NO_CALLS)
-def test_malformed_tool_calls_out_of_the_model(guarded: Server, said: str) -> None:
-    """They stay text: what the model is made to say is what is answered, and no error."""
-    ask = {
-        "model": "tiny-llama",
-        "messages": MESSAGES,
-        "max_tokens": 200,
-        "tools": [{"type": "function", "function": {"name": "f"}}],
-        "structured_outputs": {"choice": [said]},
-    }
-    answer = post(guarded, CHAT, ask)
-    assert answer.status_code == 200, answer.text
-    [choice] = answer.json()["choices"]
-    assert not choice["message"].get("tool_calls")
-    assert choice["message"]["content"] == said
+def test_malformed_tool_calls_out_of_the_model(guarded: Server) -> None:
+    """What the model is made to say stays text; where it may call instead, a call is a call."""
+    stayed = 0
+    for said in NO_CALLS:
+        ask = {
+            "model": "tiny-llama",
+            "messages": MESSAGES,
+            "max_tokens": 80,
+            "n": 2,
+            "seed": 1,
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "structured_outputs": {"choice": [said]},
+        }
+        answer = post(guarded, CHAT, ask)
+        assert answer.status_code == 200, answer.text
+        for choice in answer.json()["choices"]:
+            message = choice["message"]
+            if message.get("tool_calls"):
+                [called] = message["tool_calls"]
+                assert isinstance(json.loads(called["function"]["arguments"]), dict)
+            elif choice["finish_reason"] == "stop":
+                assert message["content"].strip() == said.strip()
+                stayed += 1
+    assert stayed > len(NO_CALLS) / 2

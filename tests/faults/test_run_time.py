@@ -39,7 +39,8 @@ Health = dict[str, Any]
 @contextmanager
 def asked(server: Server, **fields: Any) -> Iterator[socket.socket]:
     """A request on a connection that is closed in the end, whatever has come until then."""
-    body = json.dumps({**ASK, **fields}).encode()
+    salt = str(time.monotonic_ns())  # nothing of it is in the cache
+    body = json.dumps({**ASK, "cache_salt": salt, **fields}).encode()
     head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
     with connect(server) as connection:
         connection.sendall(head.encode() + body)
@@ -94,9 +95,7 @@ def test_disconnect_while_queued(cramped: Server) -> None:
 def test_disconnect_in_prefill(cramped: Server) -> None:
     prompts = [[5 + number, *range(5, 400)] for number in range(12)]
     with undisturbed(cramped):
-        check_freed(
-            cramped, lambda health: health["blocks_used"] > 40, prompt=prompts, max_tokens=1
-        )
+        check_freed(cramped, lambda health: health["waiting"] > 2, prompt=prompts, max_tokens=1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -147,7 +146,6 @@ def test_queue_full(cramped: Server) -> None:
         answer = post(cramped, COMPLETIONS, {**ask, "n": SEQUENCES})
         assert "queue" in refused(answer, 503)
         assert answer.json()["error"]["code"] == "queue_full"
-        assert int(answer.headers["retry-after"]) > 0
         streamed = post(cramped, COMPLETIONS, {**ask, "n": SEQUENCES, "stream": True})
         assert "queue" in refused(streamed, 503)
         assert first.result().status_code == second.result().status_code == 200

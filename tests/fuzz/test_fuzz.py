@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import strategies as st
-from schemathesis.checks import not_a_server_error
 
 from tests.fuzz.bodies import requests
 from tests.fuzz.conftest import Target, check, try_many
@@ -20,7 +19,7 @@ def test_request_bodies(target: Target) -> None:
         path, body = request
         check(target.send("POST", path, body))
 
-    try_many(requests(), attempt, few=250, share=0.8)
+    try_many(requests(), attempt, few=100, share=0.8)
 
 
 def test_what_is_made_is_mostly_served(target: Target) -> None:
@@ -30,7 +29,7 @@ def test_what_is_made_is_mostly_served(target: Target) -> None:
     def attempt(request: tuple[str, bytes]) -> None:
         statuses.append(target.send("POST", *request).status_code)
 
-    try_many(requests(), attempt, few=60, share=0.0001)
+    try_many(requests(), attempt, few=40, share=0.0001)
     assert statuses.count(200) > len(statuses) / 10
     assert statuses.count(400) > len(statuses) / 10
 
@@ -48,7 +47,7 @@ def test_paths_methods_and_headers(target: Target) -> None:
         method, path, headers, body = case
         request = target.client.build_request(method, "http://fuzz/", headers=headers, content=body)
         raw = path.encode()
-        request.url = request.url.copy_with(raw_path=raw)
+        request.url = request.url.copy_with(raw_path=raw.replace(b"#", b"?"))
         check(target.runner.run(target.client.send(request)))
 
     reserved = {"host", "content-length", "transfer-encoding", "connection"}
@@ -59,7 +58,7 @@ def test_paths_methods_and_headers(target: Target) -> None:
         headers,
         st.binary(max_size=20),
     )
-    try_many(cases, attempt, few=60, share=0.1)
+    try_many(cases, attempt, few=40, share=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +72,9 @@ def test_the_servers_own_description(target: Target, api: Any) -> None:
     assert {operation.path for operation in operations} >= {"/v1/completions", "/health"}
 
     def attempt(case: Any) -> None:
-        answer = case.call()
-        case.validate_response(answer, checks=[not_a_server_error])
+        sent = case.as_transport_kwargs(base_url="http://fuzz")
+        sent.pop("cookies", None)
+        check(target.runner.run(target.client.request(**sent)))
 
     for operation in operations:
-        try_many(operation.as_strategy(), attempt, few=12, share=0.1 / len(operations))
+        try_many(operation.as_strategy(), attempt, few=3, share=0.1 / len(operations))

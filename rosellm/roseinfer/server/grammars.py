@@ -30,6 +30,7 @@ MAX_CHARACTERS = 1 << 20
 MAX_SECONDS = 5.0
 _WORKERS = 2
 _KEPT = 256
+_SHOWN = 400
 
 
 class Grammars:
@@ -189,4 +190,6 @@ def _parsed(schema: Any, param: str) -> Any:
 
 def _refusal(message: str, param: str, place: str = "", schema: bool = False) -> RequestError:
     where = f" at {place or '/'}" if schema else ""
+    if len(message) > _SHOWN:  # it may quote what was sent
+        message = f"{message[: _SHOWN // 2]}...{message[-_SHOWN // 2 :]}"
     return RequestError(f"{param}{where}: {message}", param=param, code="invalid_value")
