@@ -7,7 +7,9 @@ clients at once: 20 % of the requests are given up before they are answered, 5 %
 is looked at is what a leak would show: the anonymous memory of both processes over the number of
 requests, a line fitted to it after a warm-up; descriptors and threads, at rest before and after;
 blocks of the KV cache that are in use when nobody asks any more. And that nobody notices: good
-requests are all answered, one that is asked again and again always with the same text.
+requests are all answered, one that is asked again and again always with the same text. With
+`--engine-kills` the engine is killed now and then in the first half, and nobody may notice either;
+its memory is then looked at in the last quarter.
 
 The last line is JSON; the exit code is 1 if an aim is missed. Linux only: figures are from /proc.
 """
@@ -20,6 +22,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,7 +92,7 @@ class Workload:
         if pick.random() < 0.1:
             more["stop"] = [pick.choice(WORDS)]
         if pick.random() < 0.05:
-            form = {"type": "object", "properties": {self._text(1): {"type": "string"}}}
+            form = {"type": "object", "properties": {self._text(3): {"type": "string"}}}
             more["structured_outputs"] = {"json": form}
         if pick.random() < 0.5:
             turns = [{"role": "user", "content": self._text(pick.randint(1, 60))}]
@@ -147,12 +150,12 @@ class Sample:
 
 
 def engine_of(pid: int) -> int:
-    """The server's child that is the engine."""
+    """The server's child that is the engine; 0 while there is none."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with contextlib.suppress(OSError):
             if ENGINE in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
-    raise RuntimeError("the server has no engine")
+    return 0
 
 
 @dataclass
@@ -219,18 +222,36 @@ def judge(ask: Ask, status: int, body: bytes, seen: Seen) -> None:
         seen.wrong[f"{ask.kind}: a stream without its end"] += 1
 
 
-async def watch(pid: int, seen: Seen, began: float, minutes: float) -> None:
+async def watch(pid: int, seen: Seen, began: float, args: argparse.Namespace) -> None:
     """Take samples, and say now and then how it goes."""
-    warm, reported = began + 60 * minutes * WARM_SHARE, began
+    shares = {"server": WARM_SHARE, "engine": 0.75 if args.engine_kills else WARM_SHARE}
+    reported = began
     while True:
         await asyncio.sleep(SAMPLE_S)
-        now = {"server": Sample.of(pid), "engine": Sample.of(engine_of(pid))}
-        if time.monotonic() > warm:
-            for name, sample in now.items():
+        now = samples(pid)
+        for name, sample in now.items():
+            if time.monotonic() > began + 60 * args.minutes * shares[name]:
                 seen.memory[name].append((seen.requests, sample.anon_mb))
         if time.monotonic() - reported > REPORT_S:
             reported = time.monotonic()
             print(progress(reported - began, seen, now), file=sys.stderr, flush=True)
+
+
+async def kill(pid: int, times: int, seconds: float) -> None:
+    """Kill the engine so often in this time."""
+    for _ in range(times):
+        await asyncio.sleep(seconds / times)
+        if engine := engine_of(pid):
+            os.kill(engine, signal.SIGKILL)
+
+
+def samples(pid: int) -> dict[str, Sample]:
+    """Of the server, and of its engine if it has one now."""
+    found = {"server": Sample.of(pid)}
+    with contextlib.suppress(OSError, KeyError):  # it has died meanwhile
+        if engine := engine_of(pid):
+            found["engine"] = Sample.of(engine)
+    return found
 
 
 def progress(seconds: float, seen: Seen, now: dict[str, Sample]) -> str:
@@ -246,16 +267,16 @@ async def soak(server: Server, pid: int, args: argparse.Namespace) -> dict[str, 
     work, seen = Workload(args.served, args.seed), Seen()
     await load(server, work, Seen(), args.concurrency, min(10.0, 6 * args.minutes))
     await idle(server)
-    before = {"server": Sample.of(pid), "engine": Sample.of(engine_of(pid))}
-    began = time.monotonic()
-    watching = asyncio.ensure_future(watch(pid, seen, began, args.minutes))
+    before, began = samples(pid), time.monotonic()
+    watching = asyncio.ensure_future(watch(pid, seen, began, args))
+    killing = asyncio.ensure_future(kill(pid, args.engine_kills, 30 * args.minutes))
     await load(server, work, seen, args.concurrency, 60 * args.minutes)
+    await killing
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching
     used = await idle(server)
-    after = {"server": Sample.of(pid), "engine": Sample.of(engine_of(pid))}
-    return figures(seen, before, after, used, args.minutes)
+    return figures(seen, before, samples(pid), used, args)
 
 
 async def load(
@@ -281,10 +302,15 @@ async def idle(server: Server) -> int:
 
 
 def figures(
-    seen: Seen, before: dict[str, Sample], after: dict[str, Sample], used: int, minutes: float
+    seen: Seen,
+    before: dict[str, Sample],
+    after: dict[str, Sample],
+    used: int,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "minutes": minutes,
+        "minutes": args.minutes,
+        "engine_kills": args.engine_kills,
         "requests": seen.requests,
         "by_kind": dict(seen.done),
         "blocks_used_at_the_end": used,
@@ -350,7 +376,8 @@ async def up(server: Server, process: subprocess.Popen[bytes]) -> None:
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     port = free_port()
     command = [sys.executable, "-m", "rosellm.roseinfer.server", *args.model[:1]]
-    command += ["--port", str(port), "--no-access-log"]
+    command += ["--port", str(port), "--no-access-log", f"--kv-cache-gb={args.kv_cache_gb}"]
+    command += [f"--engine-restarts={args.engine_kills}"] if args.engine_kills else []
     server = Server.at(f"http://127.0.0.1:{port}", os.environ.get("ROSELLM_API_KEY"))
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, cwd=ROOT)
@@ -371,6 +398,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", nargs="*", help="folder of a model; default: the demo model")
     parser.add_argument("--minutes", type=float, default=30.0, help="how long; 30")
     parser.add_argument("--concurrency", type=int, default=8, help="clients at one time; 8")
+    parser.add_argument(
+        "--kv-cache-gb",
+        type=float,
+        default=0.0625,
+        help="small, so that all of it is in use soon: until then memory grows; 0.0625",
+    )
+    parser.add_argument(
+        "--engine-kills", type=int, default=0, help="kill the engine so often, in the first half"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the requests")
     args = parser.parse_args()
     args.served = Path(args.model[0]).name if args.model else DEMO_NAME
