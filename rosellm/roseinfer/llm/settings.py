@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from rosellm.roseinfer.config import (
+    UNBOUNDED,
     CacheConfig,
     EngineConfig,
     ModelConfig,
@@ -41,6 +42,7 @@ def read_settings(given: Mapping[str, Any]) -> Options:
             raise ConfigError(f"unknown setting {name!r}{_hint(name)}")
     values = {name: _plain(value) for name, value in given.items()}
     values["model"] = model_or_demo(values.get("model"), values.get("tokenizer"))
+    values.setdefault("max_queue_tokens", UNBOUNDED)  # callers wait their turn, see batch.py
     engine = EngineConfig(
         model=_build(ModelConfig, values),
         cache=_build(CacheConfig, values),

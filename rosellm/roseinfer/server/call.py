@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -16,12 +17,14 @@ class Call:
         path: where it was posted to.
         body: its JSON, as it was sent.
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
+        arrived: when it was there as a whole, by ``time.monotonic``.
     """
 
     id: str
     path: str
     body: Any
     warnings: tuple[str, ...] = ()
+    arrived: float = field(default_factory=time.monotonic)
 
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread
