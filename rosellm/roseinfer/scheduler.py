@@ -420,14 +420,15 @@ class Scheduler:
         """Preempt a sequence of another tenant, if that one was served more and holds so much more
         that it is not the one with less afterwards; what a sequence holds, ``size`` says."""
         held: Counter[Tenant] = Counter()
-        for sequence in self._running.values():
+        least_urgent: dict[Tenant, Sequence] = {}
+        for sequence in sorted(self._running.values(), key=lambda s: s.rank):
             held[sequence.tenant] += size(sequence)
+            if not sequence.in_flight:
+                least_urgent[sequence.tenant] = sequence
         victims = [
             sequence
-            for sequence in self._running.values()
-            if not sequence.in_flight
-            and sequence.tenant.served > tenant.served
-            and held[sequence.tenant] - size(sequence) >= held[tenant] + need
+            for other, sequence in least_urgent.items()
+            if other.served > tenant.served and held[other] - size(sequence) >= held[tenant] + need
         ]
         if not victims:
             return False

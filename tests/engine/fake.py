@@ -332,7 +332,7 @@ class Harness:
         cache_salt: str = "",
         want: Want = "tokens",
         prediction: Sequence[int] = (),
-        deadline: float | None = None,
+        timeout: float | None = None,
         **params: Any,
     ) -> int:
         """Add a request; ``params`` are sampling parameters. Returns its id."""
@@ -347,7 +347,7 @@ class Harness:
             cache_salt=cache_salt,
             want=want,
             prediction=list(prediction),
-            deadline=deadline,
+            deadline=None if timeout is None else self.now + timeout,
         )
         answers = [list(tokens) for tokens in generated] or [[] for _ in range(n)]
         self.asked[add.id] = Asked(add, answers, [None] * n)
