@@ -76,8 +76,9 @@ class Chunks:
         self._each = old + weight * min(1.0, tokens / LEAST_CHUNK) * (each - old)
 
     def _affordable(self, decoding: float, each: float, budget: int) -> int:
-        if self._target is None:
-            left = NEIGHBOURS_SHARE * decoding
-        else:
-            left = MARGIN * self._target - decoding
-        return budget if left >= each * budget else int(max(0.0, left) / each)
+        allowed = (
+            NEIGHBOURS_SHARE * decoding
+            if self._target is None
+            else max(0.0, MARGIN * self._target - decoding)
+        )
+        return budget if allowed >= each * budget else int(allowed / each)
