@@ -30,6 +30,7 @@ from rosellm.roseinfer.server.app import create_app
 from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
 from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.journal import Journal
+from rosellm.roseinfer.server.keys import Keys
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.service import Service
@@ -243,6 +244,8 @@ async def serving(
     model: GenerationConfig | None = None,
     chat_template: str | None = None,
     api_key: str | None = None,
+    keys: Keys | None = None,
+    cors_origins: Sequence[str] = (),
     name: str = "m",
     generates: bool = True,
     tokenizer: Tokenizer | None = None,
@@ -264,7 +267,7 @@ async def serving(
         unknown_parameters=unknown_parameters,
         journal=journal,
     )
-    app = create_app(service, api_key)
+    app = create_app(service, api_key, keys=keys, cors_origins=cors_origins)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield Server(app, engine, service, client)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -24,6 +23,7 @@ from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.load import load_service
 from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.server.tls import tls_files
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +64,11 @@ def _about(options: Options) -> str:
 async def _serve(
     service: Service, sock: socket.socket, stop: _StopSignals, options: Options
 ) -> int:
-    key = os.environ.get(listen.KEY_VARIABLE)
-    server = _server(service, key, _limits(options))
-    about = _about(options)
+    server = _server(service, options)
+    about, needs_key = _about(options), bool(options.keys)
     listen.listen(sock)
-    url = listen.url(sock)
-    text = report.summary(service.name, service.ready, url, needs_key=bool(key), about=about)
+    url = listen.url(sock, "https" if options.server.tls_cert else "http")
+    text = report.summary(service.name, service.ready, url, needs_key=needs_key, about=about)
     print(text, file=sys.stderr, flush=True)
     endings = [
         asyncio.ensure_future(_end_when_told(server, service.pipeline, stop)),
@@ -98,17 +97,21 @@ def _limits(options: Options) -> edge.Limits:
     )
 
 
-def _server(service: Service, key: str | None, limits: edge.Limits) -> _Server:
+def _server(service: Service, options: Options) -> _Server:
+    app = create_app(service, keys=options.keys, cors_origins=options.server.cors_origin)
+    tls = tls_files(options.server)
     return _Server(
         uvicorn.Config(
-            create_app(service, key),
-            http=edge.protocol(limits, service.metrics.reject),
+            app,
+            http=edge.protocol(_limits(options), service.metrics.reject),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=round(GRACE_S) + 2,
+            ssl_certfile=tls.cert,
+            ssl_keyfile=tls.key,
         )
     )
 
