@@ -27,6 +27,7 @@ from rosellm.roseinfer.messages import (
     Stats,
 )
 from rosellm.roseinfer.server.app import create_app
+from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
 from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.journal import Journal
@@ -89,12 +90,15 @@ class FakeEngine:
 
     script: Script
     generates: bool = True
+    trouble: str = ""
     added: list[Add] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
     sent: int = 0
 
-    async def start(self, *, on_progress: Any, on_outputs: Any, on_death: Any) -> Ready:
-        self.on_outputs, self.die = on_outputs, on_death
+    async def start(
+        self, *, on_progress: Any, on_outputs: Any, on_death: Any, on_restart: Any
+    ) -> Ready:
+        self.on_outputs, self.die, self.revive = on_outputs, on_death, on_restart
         return Ready(
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB,
@@ -267,8 +271,9 @@ async def serving(
         unknown_parameters=unknown_parameters,
         journal=journal,
     )
-    app = create_app(service, api_key, keys=keys, cors_origins=cors_origins)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    app = create_app(service, api_key, keys=keys)
+    outermost = Cors(app, cors_origins) if cors_origins else app
+    transport = httpx.ASGITransport(outermost, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield Server(app, engine, service, client)
 

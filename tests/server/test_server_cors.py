@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from rosellm.roseinfer.messages import Add, Output
+from rosellm.roseinfer.server.cors import Cors
+from rosellm.roseinfer.server.gate import Gate
 from tests.server.fakes import CHAT, COMPLETIONS, Server, says, serving
 
 APP = "https://app.example"
@@ -97,5 +99,17 @@ def test_other_origins_are_told_nothing() -> None:
                 answer = await server.client.get("/v1/models", headers={"origin": origin})
                 assert "access-control-allow-origin" not in answer.headers
             assert (await preflight(server, APP, "DELETE")).status_code == 400
+
+    asyncio.run(test())
+
+
+def test_a_page_can_read_that_the_model_is_loading() -> None:
+    async def test() -> None:
+        transport = httpx.ASGITransport(Cors(Gate(), [APP]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.get("/v1/models", headers={"origin": APP})
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert answer.headers["access-control-allow-origin"] == APP
 
     asyncio.run(test())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,7 +9,6 @@ from fastapi import FastAPI
 import rosellm
 from rosellm.roseinfer.server import error_body
 from rosellm.roseinfer.server.auth import BearerAuth
-from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.elsewhere import Elsewhere, Host
 from rosellm.roseinfer.server.keys import Keys
 from rosellm.roseinfer.server.limits import Accounts
@@ -40,7 +38,6 @@ def create_app(
     api_key: str | None = None,
     *,
     keys: Keys | None = None,
-    cors_origins: Collection[str] = (),
 ) -> FastAPI:
     """Everything a client can call.
 
@@ -49,7 +46,6 @@ def create_app(
             close; or a service that lives on the event loop that the application will run on.
         api_key: asked of every route but ``/health`` and the probes, where it is not empty.
         keys: the same, where there are several or they have limits.
-        cors_origins: whose pages browsers may let read the answers; ``*`` is everybody's.
     """
     app = FastAPI(
         title="rosellm",
@@ -78,7 +74,5 @@ def create_app(
     keys = keys or Keys.of(api_key)
     if keys:
         app.add_middleware(BearerAuth, accounts=Accounts(keys))
-    app.add_middleware(RequestLog)
-    if cors_origins:
-        app.add_middleware(Cors, origins=cors_origins)  # added last, so it is outermost
+    app.add_middleware(RequestLog)  # added last, so it is outermost
     return app

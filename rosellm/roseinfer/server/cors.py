@@ -30,6 +30,11 @@ class Cors(CORSMiddleware):
     """Starlette's, with the API's methods and headers, and its form of errors."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        """
+        Args:
+            app: everything that answers.
+            origins: whose pages browsers may let read the answers; ``*`` is everybody's.
+        """
         super().__init__(
             app,
             allow_origins=origins,
