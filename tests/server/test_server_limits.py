@@ -150,6 +150,29 @@ def test_no_more_is_let_through_than_a_bucket_and_what_drips(
         assert admitted <= most + 1e-6
 
 
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.integers(1, 40), st.integers(0, 40)), max_size=50),
+    st.integers(1, 1000),
+)
+def test_tokens_are_overdrawn_by_one_request_at_most(
+    steps: list[tuple[float, int, int]], per_minute: int
+) -> None:
+    """Where requests come one after the other; of several at once, each may have its answer."""
+    clock = Clock()
+    alice, begun, taken = account(clock, tokens_per_minute=per_minute), clock.now, 0
+    for wait, prompt, answer in steps:
+        clock.now += wait
+        try:
+            alice.check_tokens()
+        except RequestError:
+            continue
+        spending = alice.spend(prompt)
+        for _ in range(answer):
+            spending.see(Delta(0, "", ids=(1,)))
+        taken += prompt + answer
+        assert taken <= per_minute + (clock.now - begun) * per_minute / 60 + 40 + 40
+
+
 @given(STEPS, st.integers(1, 1000))
 def test_what_is_told_to_wait_gets_in_afterwards(
     steps: list[tuple[float, int]], per_minute: int

@@ -23,7 +23,7 @@ class BearerAuth:
         self._accounts = accounts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _is_open(scope):
+        if scope["type"] == "lifespan" or path_as_sent(scope) in OPEN_PATHS:
             return await self.app(scope, receive, send)
         try:
             account = self._enter(scope)
@@ -49,8 +49,10 @@ class BearerAuth:
         return account
 
 
-def _is_open(scope: Scope) -> bool:
-    return scope.get("raw_path", scope["path"].encode()) in OPEN_PATHS
+def path_as_sent(scope: Scope) -> bytes:
+    """The path before any decoding."""
+    raw: bytes | None = scope.get("raw_path")
+    return scope["path"].encode() if raw is None else raw
 
 
 def _sent_key(fields: list[str]) -> bytes | None:
