@@ -23,6 +23,7 @@ LEVELS = {
     "rosellm.roseinfer.messages": 0,
     "rosellm.roseinfer.request": 0,
     "rosellm.roseinfer.step": 0,
+    "rosellm.roseinfer.toml_file": 0,
     "rosellm.roseinfer.cache.blocks": 1,
     "rosellm.roseinfer.cache.manager": 1,
     "rosellm.roseinfer.chunks": 1,
@@ -61,6 +62,8 @@ TORCH_LEVELS = {2, 3, 4, 6, 7}
 # besides every module of the other levels
 TORCH_FREE = {
     "rosellm.roseinfer.engine.client",
+    "rosellm.roseinfer.engine.pace",
+    "rosellm.roseinfer.engine.supervisor",
     "rosellm.roseinfer.kernels.cpu.build",
     "rosellm.roseinfer.kernels.cpu.cores",
     "rosellm.roseinfer.kernels.cpu.library",

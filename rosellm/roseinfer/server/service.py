@@ -19,6 +19,7 @@ from rosellm.roseinfer.server.call import Call
 from rosellm.roseinfer.server.generate import Answer, Job, Pipeline, Watcher
 from rosellm.roseinfer.server.grammars import Grammars
 from rosellm.roseinfer.server.journal import Journal, Record
+from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
@@ -165,14 +166,23 @@ class Service:
             timeout: seconds from the call on, where the request says it.
 
         Raises:
-            RequestError: they are too much for one request.
+            RequestError: they are too much for one request, or who asks has no tokens left.
         """
+        call.account.check_tokens()
         self.check_tokens(jobs)
         jobs = self.timed(jobs, call, timeout)
         watchers: list[Watcher] = [self.metrics.watch(jobs)]
         if self.journal is not None:
             watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))
-        return self.pipeline.generate(jobs, watchers)
+        return self.begin(jobs, call.account, watchers)
+
+    def begin(
+        self, jobs: Sequence[Job], account: Account, watchers: Sequence[Watcher] = ()
+    ) -> Answer:
+        """``Pipeline.generate`` for a tenant, whose tokens it takes."""
+        spending = account.spend(sum(len(job.prompt) for job in jobs))
+        own = [replace(job, tenant=account.tenant) for job in jobs]
+        return self.pipeline.generate(own, [*watchers, spending])
 
     def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""

@@ -13,6 +13,7 @@ from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.generate import Job
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.embeddings import EmbeddingRequest
 from rosellm.roseinfer.server.schemas.responses import (
@@ -40,7 +41,8 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
     jobs = service.timed(jobs, call, body.timeout)
     tally = Tally.of(jobs)
-    vectors = await _vectors(jobs, tally, service)
+    call.account.check_tokens()
+    vectors = await _vectors(jobs, tally, service, call.account)
     data = await off_loop(
         len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
     )
@@ -59,10 +61,12 @@ def _check_dimensions(asked: int | None, size: int) -> None:
         )
 
 
-async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service) -> list[bytes]:
+async def _vectors(
+    jobs: Sequence[Job], tally: Tally, service: Service, account: Account
+) -> list[bytes]:
     found = []
     for wave in _waves(jobs, min(WAVE, service.max_choices), service.max_prompt_tokens // 4):
-        answer = service.pipeline.generate(wave)
+        answer = service.begin(wave, account)
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)
