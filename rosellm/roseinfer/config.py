@@ -1,7 +1,8 @@
 """Everything that can be configured, as frozen dataclasses.
 
-Command-line flags are generated from these fields (``server/flags.py``), so a
-field's name, type, default and help are written once. Nothing here is ever
+Command-line flags are generated from these fields (``server/flags.py``), and so are the keys of
+the config file and the variables of the environment (``server/sources.py``): a field's name, type,
+default and help are written once. Nothing here is ever
 mutated: what "auto" came to is decided by ``resolve`` functions elsewhere,
 which return decisions with their reasons.
 """
@@ -44,9 +45,28 @@ ReasoningParser = Literal[
 Speculate = Literal["none", "ngram"]
 
 
-def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
-    """A dataclass field with the sentence that ``--help`` prints for it, and its range."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most})
+UNBOUNDED = 1 << 62
+QUEUED_CACHES = 4
+"""By default so many times the tokens that the KV cache holds may wait."""
+ORIGIN = (r"\*|https?://[^/?#@\s,]+", "an origin such as https://app.example:8443, or *")
+"""What a browser calls a page's origin: no path, no slash at the end."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float = 0,
+    most: float = float("inf"),
+    form: tuple[str, str] | None = None,
+) -> Any:
+    """A dataclass field with the sentence that ``--help`` prints for it, and its range.
+
+    Args:
+        form: what each text of a list must match as a whole, and how to say that.
+    """
+    about = {"help": help, "least": least, "most": most, "form": form}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,22 @@ class SchedulerConfig:
         None, "tokens computed in one step; default: 512 on a CPU, 4096 on a GPU", least=1
     )
     max_queue: int = option(1024, "sequences that may wait; a request beyond them is a 503")
+    max_queue_tokens: int | None = option(
+        None,
+        "prompt tokens that may wait; a request beyond them is a 503; default: four times what the"
+        " KV cache holds",
+        least=1,
+    )
+    itl_target_ms: float | None = option(
+        None,
+        "milliseconds between a stream's tokens that other prompts, taken in chunks, are not to"
+        " exceed; default: none within a tenant, and the prompts of one tenant stretch the streams"
+        " of others by half at most",
+        least=1,
+    )
+    fair_output_weight: float = option(
+        1.0, "what a token of an answer counts beside one of a prompt where tenants share the time"
+    )
     priority_ageing_s: float = option(
         10.0, "seconds of waiting that are worth one level of priority"
     )
@@ -162,6 +198,17 @@ class ServerConfig:
         "file to which each request is appended as a line of JSON, with its prompt's tokens and its"
         " answer's; `rosellm replay` answers them again",
     )
+    default_timeout_s: float | None = option(
+        None,
+        "seconds that a request may take which has no `timeout` of its own; then it is a 504",
+        least=0.001,
+    )
+    max_request_tokens: int | None = option(
+        None,
+        "tokens that one request's answers may come to, all choices x `max_tokens`; default: those"
+        " of 128 whole contexts",
+        least=1,
+    )
     max_body_mb: int = option(8, "largest request body, in MiB; a larger one is a 413", least=1)
     max_connections: int = option(
         4096, "connections at one time; one beyond them is a 503", least=1
@@ -178,6 +225,18 @@ class ServerConfig:
     engine_restarts: int = option(
         3, "times that an engine that died or hangs is started again within 5 minutes"
     )
+    api_key_file: str | None = option(
+        None, "TOML file of API keys with their names and limits, beside ROSELLM_API_KEY"
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "origin whose web pages may read the answers, or * for all; several by commas",
+        form=ORIGIN,
+    )
+    tls_cert: str | None = option(
+        None, "certificate chain in PEM: serve https; its private key may be in the same file"
+    )
+    tls_key: str | None = option(None, "private key of `tls_cert`, in PEM and without a passphrase")
     insecure: bool = option(
         False, "listen on an address that other machines reach although no key is set"
     )

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
+from rosellm.roseinfer.server.auth import BearerAuth
+from rosellm.roseinfer.server.keys import Key, Keys, digest
+from rosellm.roseinfer.server.limits import Accounts
 from tests.server.fakes import CHAT, COMPLETIONS, says, serving
 
 KEY = "sécret-key"
@@ -46,6 +52,33 @@ def test_closed(method: str, path: str, sent: str | None) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("sent", [None, "Bearer wrong"])
+def test_every_route_that_there_is(sent: str | None) -> None:
+    """Whatever route is added: it is closed, unless it is one of three."""
+
+    async def test() -> None:
+        async with serving(says("x"), api_key=KEY) as server:
+            headers = {} if sent is None else {"authorization": sent}
+            answers = {
+                (method, path): await server.client.request(method, path, headers=headers)
+                for method, path in routes(server.app.routes)
+            }
+            assert len(answers) >= 15
+            opened = {path for (_, path), each in answers.items() if each.status_code != 401}
+            assert opened == {"/health", "/livez", "/readyz"}
+
+    asyncio.run(test())
+
+
+def routes(found: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Method and path of each, with something in the place of parameters."""
+    for route in found:
+        included = getattr(route, "original_router", route)  # as newer FastAPIs wrap them
+        yield from routes(getattr(included, "routes", ()))
+        for method in getattr(route, "methods", None) or ():
+            yield method, re.sub(r"\{.*?\}", "x", route.path)
+
+
 def test_open_with_the_key() -> None:
     async def test() -> None:
         async with serving(says("x"), api_key=KEY) as server:
@@ -55,6 +88,21 @@ def test_open_with_the_key() -> None:
                 headers = {b"authorization": scheme + b" " + KEY.encode()}
                 response = await server.client.get("/v1/models", headers=headers)  # type: ignore[arg-type]
                 assert response.status_code == 200
+
+    asyncio.run(test())
+
+
+def test_whose_key_it_was_is_known_behind_it() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["state"])
+
+    async def test() -> None:
+        auth = BearerAuth(behind, Accounts(Keys([Key("alice", digest(b"a"))])))
+        scope = {"type": "http", "path": "/x", "headers": [(b"authorization", b"Bearer a")]}
+        await auth(scope, None, None)  # type: ignore[arg-type]
+        assert (seen[0]["key_name"], seen[0]["account"].tenant) == ("alice", "alice")
 
     asyncio.run(test())
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+
+from rosellm.roseinfer.server.limits import UNLIMITED, Account
 
 
 @dataclass(frozen=True)
@@ -16,18 +19,23 @@ class Call:
         path: where it was posted to.
         body: its JSON, as it was sent.
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
+        account: of who asks.
+        arrived: when it was there as a whole, by ``time.monotonic``.
     """
 
     id: str
     path: str
     body: Any
     warnings: tuple[str, ...] = ()
+    account: Account = UNLIMITED
+    arrived: float = field(default_factory=time.monotonic)
 
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread
     state = request.state
     sent, warnings = getattr(state, "sent", None), getattr(state, "warnings", ())
-    return Call(getattr(state, "request_id", ""), request.url.path, sent, warnings)
+    account = getattr(state, "account", UNLIMITED)
+    return Call(getattr(state, "request_id", ""), request.scope["path"], sent, warnings, account)
 
 
 Called = Annotated[Call, Depends(_called)]

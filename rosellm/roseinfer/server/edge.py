@@ -20,7 +20,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rosellm.roseinfer.errors import RequestError
-from rosellm.roseinfer.server.error_body import error_body
+from rosellm.roseinfer.server.error_body import error_body, error_headers
 from rosellm.roseinfer.server.schemas.responses import to_json
 
 access_log = logging.getLogger("rosellm.access")
@@ -170,13 +170,13 @@ class EdgeProtocol(HttpToolsProtocol):
         """Answer in the application's place and read no more."""
         self._refused = True
         self._receipt.stop()
-        body = to_json(error_body(RequestError(message, status=status, code=code)))
-        retry = ["retry-after: 1"] if status == 503 else []
+        error = RequestError(message, status=status, code=code)
+        body = to_json(error_body(error))
         head = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             "content-type: application/json",
             f"content-length: {len(body)}",
-            *retry,
+            *(f"{name}: {value}" for name, value in error_headers(error).items()),
             "connection: close",
         ]
         self.transport.write("\r\n".join([*head, "", ""]).encode() + body)

@@ -13,6 +13,7 @@ from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.generate import Job
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.embeddings import EmbeddingRequest
 from rosellm.roseinfer.server.schemas.responses import (
@@ -38,8 +39,10 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     _check_dimensions(body.dimensions, service.ready.embedding_size)
     prompts = await service.prompts.batch(body.inputs, "input", answer=0)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
+    jobs = service.timed(jobs, call, body.timeout)
     tally = Tally.of(jobs)
-    vectors = await _vectors(jobs, tally, service)
+    call.account.check_tokens()
+    vectors = await _vectors(jobs, tally, service, call.account)
     data = await off_loop(
         len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
     )
@@ -58,15 +61,29 @@ def _check_dimensions(asked: int | None, size: int) -> None:
         )
 
 
-async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service) -> list[bytes]:
+async def _vectors(
+    jobs: Sequence[Job], tally: Tally, service: Service, account: Account
+) -> list[bytes]:
     found = []
-    size = min(WAVE, service.max_choices)
-    for start in range(0, len(jobs), size):
-        answer = service.pipeline.generate(jobs[start : start + size])
+    for wave in _waves(jobs, min(WAVE, service.max_choices), service.max_prompt_tokens // 4):
+        answer = service.begin(wave, account)
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)
     return found
+
+
+def _waves(jobs: Sequence[Job], most: int, tokens: int) -> Iterator[list[Job]]:
+    """Jobs in groups, each within these bounds unless it is of one."""
+    wave: list[Job] = []
+    length = 0
+    for job in jobs:
+        length += len(job.prompt)
+        if wave and (len(wave) == most or length > tokens):
+            yield wave
+            wave, length = [], len(job.prompt)
+        wave.append(job)
+    yield wave
 
 
 def _written(vectors: Sequence[bytes], body: EmbeddingRequest) -> Iterator[Raw]:
