@@ -17,7 +17,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "tests/docs/": (PYTHON, *OPENAI, "bash", "sh"),
     "tests/e2e/": (PYTHON, *OPENAI, "rosellm", "make", "git", "sh", "curl", "192.0.2.1"),
     "tests/engine/test_client.py": (PYTHON,),
-    "tests/faults/": (PYTHON,),
+    "tests/faults/": (PYTHON, *OPENAI),
     "tests/hub/": (PYTHON,),
     # grammars are checked in processes that can be killed
     "tests/fuzz/": (PYTHON,),
