@@ -30,6 +30,7 @@ LEVELS = {
     "rosellm.roseinfer.hub": 1,
     "rosellm.roseinfer.hub_errors": 1,
     "rosellm.roseinfer.hub_transfer": 1,
+    "rosellm.roseinfer.phases": 1,
     "rosellm.roseinfer.scheduler": 1,
     "rosellm.roseinfer.sequence": 1,
     "rosellm.roseinfer.speculation": 1,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rosellm.roseinfer.cache.manager import SequenceKV
 from rosellm.roseinfer.grammar.constraint import Constraint
 from rosellm.roseinfer.messages import Want
+from rosellm.roseinfer.phases import Phases
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.speculation.drafter import Drafter
 
@@ -44,6 +45,7 @@ class Sequence:
     tokens: list[int]
     rank: tuple[float, int]
     kv: SequenceKV
+    phases: Phases
     drafter: Drafter | None = None
     want: Want = "tokens"
     num_scored: int = 0

@@ -249,6 +249,7 @@ async def serving(
     parsers: dict[str, Any] | None = None,
     unknown_parameters: UnknownParameters = "reject",
     journal: Journal | None = None,
+    log_prompts: bool = False,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(script, generates)
     tools = TextTools.of(tokenizer or ByteTokenizer(chat_template), **(parsers or {}))
@@ -263,6 +264,7 @@ async def serving(
         Sampling(defaults, ready.vocab_size, ready.max_model_len),
         unknown_parameters=unknown_parameters,
         journal=journal,
+        log_prompts=log_prompts,
     )
     app = create_app(service, api_key)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

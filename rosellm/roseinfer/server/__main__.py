@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rosellm.roseinfer.errors import EngineDeadError, RosellmError
-from rosellm.roseinfer.server import flags
+from rosellm.roseinfer.server import flags, logs
 from rosellm.roseinfer.server.listen import bind, check_exposure
 from rosellm.roseinfer.server.report import loading
 
@@ -36,6 +36,7 @@ def serve(options: flags.Options) -> int:
 
 def _serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
+    logs.configure(options.server)
     check_exposure(options.server)
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
@@ -60,7 +61,7 @@ def reporting_errors(program: Callable[[], int]) -> int:
     try:
         return program()
     except RosellmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.complain(f"error: {error}")
         return 1 if isinstance(error, EngineDeadError) else 2
     except KeyboardInterrupt:
         return 130

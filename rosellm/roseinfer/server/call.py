@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+
+from rosellm.roseinfer.server.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -16,18 +18,20 @@ class Call:
         path: where it was posted to.
         body: its JSON, as it was sent.
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
+        timeline: where its time goes.
     """
 
     id: str
     path: str
     body: Any
     warnings: tuple[str, ...] = ()
+    timeline: Timeline = field(default_factory=Timeline)
 
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread
     state = request.state
     sent, warnings = getattr(state, "sent", None), getattr(state, "warnings", ())
-    return Call(getattr(state, "request_id", ""), request.url.path, sent, warnings)
+    return Call(state.request_id, request.url.path, sent, warnings, state.timeline)
 
 
 Called = Annotated[Call, Depends(_called)]

@@ -27,6 +27,7 @@ from rosellm.roseinfer.messages import (
     Ready,
     RowError,
     Stats,
+    Timings,
     Want,
 )
 from rosellm.roseinfer.request import SamplingParams
@@ -110,6 +111,7 @@ class Delta:
         logprob: of all its ``ids`` together, if log-probabilities are asked for.
         accepted: tokens of the prediction that are among the ``ids``.
         rejected: with ``finish``, those that the choice does not have.
+        timings: what the engine told of them with this news.
     """
 
     index: int
@@ -126,6 +128,7 @@ class Delta:
     logprob: float = 0.0
     accepted: int = 0
     rejected: int = 0
+    timings: Timings | None = None
 
 
 class Watcher(Protocol):
@@ -251,6 +254,11 @@ class Answer:
         self._peeked: Delta | None = None
         self._watchers = watchers
 
+    @property
+    def unfinished(self) -> int:
+        """Choices whose end has not been taken from here."""
+        return self._unfinished
+
     def put(self, item: Delta | Exception) -> None:
         self._queue.put_nowait(item)
         for watcher in self._watchers:
@@ -356,6 +364,7 @@ class _Choice:
             logprob=sum(each.chosen for each in (row.logprobs or ())[:taken]),
             accepted=self._newly_accepted(ids),
             rejected=self._alignment.rejected if self.finish else 0,
+            timings=row.timings,
         )
 
     def _finish(self, row: Output) -> Finish | None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import logging
 import re
 import secrets
-import time
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.server.access import log_request
 from rosellm.roseinfer.server.error_body import error_response
-
-access_log = logging.getLogger("rosellm.access")
+from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.server.timeline import Timeline
 
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -35,9 +34,9 @@ class RequestLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        begun = time.monotonic()
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        timeline = Timeline()
+        scope.setdefault("state", {}).update(request_id=request_id, timeline=timeline)
         status = 0
 
         async def noting(message: Message) -> None:
@@ -45,7 +44,8 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
+            with timeline.sending():
+                await send(message)
 
         try:
             await self.app(scope, receive, noting)
@@ -54,9 +54,10 @@ class RequestLog:
             if status == 0:
                 await response(scope, receive, noting)
         finally:
+            service: Service = scope["app"].state.service
             if status >= 400:
-                scope["app"].state.service.metrics.reject(status)
-            _log_line(scope, status, time.monotonic() - begun, request_id)
+                service.metrics.reject(status)
+            log_request(scope, status, request_id, prompts=service.log_prompts)
 
 
 class BearerAuth:
@@ -105,6 +106,8 @@ class CancelOnDisconnect:
         finally:
             gone.cancel()
             left = not work.done()
+            if left and "timeline" in scope["state"]:
+                scope["state"]["timeline"].disconnected = True
             work.cancel()
             await asyncio.wait({work})
         if not (left and work.cancelled()):
@@ -140,20 +143,6 @@ class _Client:
 def _request_id(headers: Headers) -> str:
     sent = headers.get("x-request-id", "")
     return sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
-
-
-def _log_line(scope: Scope, status: int, seconds: float, request_id: str) -> None:
-    client = scope.get("client") or ("-",)
-    shown = status or "gone"
-    access_log.info(
-        "%s %s %s %s %.3f s %s",
-        *(client[0], scope["method"], _printable(scope["path"]), shown, seconds, request_id),
-    )
-
-
-def _printable(path: str) -> str:
-    """On one line, whatever the client put into it."""
-    return path.encode("unicode_escape").decode()
 
 
 def _digest(key: bytes) -> bytes:

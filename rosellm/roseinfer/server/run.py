@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Iterator
 from typing import TypeVar
 
@@ -18,7 +17,7 @@ import uvicorn
 from rosellm.roseinfer.demo import ABOUT
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import RequestError
-from rosellm.roseinfer.server import edge, listen, report
+from rosellm.roseinfer.server import edge, listen, logs, report
 from rosellm.roseinfer.server.app import create_app
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.generate import Pipeline
@@ -35,7 +34,6 @@ T = TypeVar("T")
 
 def run(options: Options, sock: socket.socket, client: EngineClient) -> int:
     """Run the event loop until the server has ended. Returns the exit code."""
-    _configure_logging(options.server.access_log)
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         return runner.run(_live(options, sock, client))
 
@@ -70,7 +68,7 @@ async def _serve(
     listen.listen(sock)
     url = listen.url(sock)
     text = report.summary(service.name, service.ready, url, needs_key=bool(key), about=about)
-    print(text, file=sys.stderr, flush=True)
+    logs.say(text, "serving", **report.facts(service.name, service.ready, url))
     endings = [
         asyncio.ensure_future(_end_when_told(server, service.pipeline, stop)),
         asyncio.ensure_future(_end_when_dead(server, service.pipeline)),
@@ -160,9 +158,3 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:  # there is none for Windows
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-def _configure_logging(access_log: bool) -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("rosellm").setLevel(logging.INFO)
-    logging.getLogger("rosellm.access").setLevel(logging.INFO if access_log else logging.WARNING)

@@ -23,6 +23,7 @@ from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.answering import AnswerFields
+from rosellm.roseinfer.server.schemas.responses import MaybeTimings
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
 
 SEED_NAME = "roseinfer-gpt2"
@@ -39,6 +40,7 @@ class Service:
         journal: where requests for text are logged.
         max_body: bytes of a request's body. Parsing it holds up the event loop, about 7 ms a
             megabyte at worst.
+        log_prompts: whether what a request says may stand in its log line.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
     """
 
@@ -51,6 +53,7 @@ class Service:
     unknown_parameters: UnknownParameters = "reject"
     journal: Journal | None = None
     max_body: int = 8 << 20
+    log_prompts: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str, param: str | None = "model") -> None:
@@ -129,10 +132,14 @@ class Service:
 
     def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``."""
-        watchers: list[Watcher] = [self.metrics.watch(jobs)]
+        watchers: list[Watcher] = [self.metrics.watch(jobs), call.timeline.watch(jobs)]
         if self.journal is not None:
             watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))
         return self.pipeline.generate(jobs, watchers)
+
+    def timings(self, asked: AnswerFields, call: Call) -> MaybeTimings:
+        """Where the request's time went so far, if it asks for that."""
+        return call.timeline.report() if asked.return_timings else UNSET
 
     def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""

@@ -22,6 +22,7 @@ from rosellm.roseinfer.server.schemas.responses import (
     to_json,
 )
 from rosellm.roseinfer.server.service import Served, Service
+from rosellm.roseinfer.server.timeline import Timeline
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 from rosellm.roseinfer.server.vectors import encoded, shortened
 
@@ -36,10 +37,11 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     """A vector of unit length for each input, in their order."""
     service.check_model(body.model)
     _check_dimensions(body.dimensions, service.ready.embedding_size)
-    prompts = await service.prompts.batch(body.inputs, "input", answer=0)
+    with call.timeline.during("tokenise"):
+        prompts = await service.prompts.batch(body.inputs, "input", answer=0)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
     tally = Tally.of(jobs)
-    vectors = await _vectors(jobs, tally, service)
+    vectors = await _vectors(jobs, tally, service, call.timeline)
     data = await off_loop(
         len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
     )
@@ -58,11 +60,14 @@ def _check_dimensions(asked: int | None, size: int) -> None:
         )
 
 
-async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service) -> list[bytes]:
+async def _vectors(
+    jobs: Sequence[Job], tally: Tally, service: Service, timeline: Timeline
+) -> list[bytes]:
     found = []
     size = min(WAVE, service.max_choices)
     for start in range(0, len(jobs), size):
-        answer = service.pipeline.generate(jobs[start : start + size])
+        wave = jobs[start : start + size]
+        answer = service.pipeline.generate(wave, [timeline.watch(wave)])
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)
