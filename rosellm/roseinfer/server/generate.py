@@ -167,6 +167,11 @@ class Pipeline:
     async def stop(self) -> None:
         await self._client.stop()
 
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine's process, if it has one of its own."""
+        return getattr(self._client, "pid", None)
+
     def generate(self, jobs: Sequence[Job], watchers: Sequence[Watcher] = ()) -> Answer:
         """Begin to answer these jobs together: if one fails, all do.
 

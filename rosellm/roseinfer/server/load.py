@@ -41,6 +41,7 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
         unknown_parameters=options.server.unknown_parameters,
         max_body=options.server.max_body_mb << 20,
         journal=journal,
+        block_size=options.engine.cache.block_size,
         log_prompts=options.server.log_prompts,
     )
 

@@ -73,7 +73,8 @@ async def _serve(
         asyncio.ensure_future(_end_when_told(server, service.pipeline, stop)),
         asyncio.ensure_future(_end_when_dead(server, service.pipeline)),
     ]
-    await server.serve(sockets=[sock])
+    with service.metrics.loop_lag.measured():
+        await server.serve(sockets=[sock])
     for ending in endings:
         ending.cancel()
     return 1 if service.pipeline.dead.is_set() else 0

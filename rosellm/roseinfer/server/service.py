@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from msgspec import UNSET
 
+import rosellm
 from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
@@ -25,6 +26,7 @@ from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.answering import AnswerFields
 from rosellm.roseinfer.server.schemas.responses import MaybeTimings
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
+from rosellm.roseinfer.server.state_metrics import Source
 
 SEED_NAME = "roseinfer-gpt2"
 """What the seed's own curl commands call their model: whatever is served answers to it."""
@@ -41,6 +43,7 @@ class Service:
         max_body: bytes of a request's body. Parsing it holds up the event loop, about 7 ms a
             megabyte at worst.
         log_prompts: whether what a request says may stand in its log line.
+        block_size: tokens in a block of the KV cache.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
     """
 
@@ -54,6 +57,7 @@ class Service:
     journal: Journal | None = None
     max_body: int = 8 << 20
     log_prompts: bool = False
+    block_size: int = 16
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str, param: str | None = "model") -> None:
@@ -128,7 +132,22 @@ class Service:
 
     @cached_property
     def metrics(self) -> Metrics:
-        return Metrics(self.name, lambda: self.pipeline.stats)
+        ready, pipeline = self.ready, self.pipeline
+        source = Source(
+            lambda: pipeline.stats,
+            lambda: pipeline.engine_pid,
+            build={
+                "version": rosellm.__version__,
+                "fingerprint": ready.fingerprint,
+                "dtype": ready.dtype,
+                "device": ready.device,
+            },
+            cache={
+                "block_size": str(self.block_size),
+                "num_gpu_blocks": str(ready.capacity_tokens // self.block_size),
+            },
+        )
+        return Metrics(self.name, source)
 
     def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``."""
