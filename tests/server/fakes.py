@@ -250,6 +250,7 @@ async def serving(
     unknown_parameters: UnknownParameters = "reject",
     journal: Journal | None = None,
     log_prompts: bool = False,
+    tracing: Any = None,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(script, generates)
     tools = TextTools.of(tokenizer or ByteTokenizer(chat_template), **(parsers or {}))
@@ -265,6 +266,7 @@ async def serving(
         unknown_parameters=unknown_parameters,
         journal=journal,
         log_prompts=log_prompts,
+        tracing=tracing,
     )
     app = create_app(service, api_key)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

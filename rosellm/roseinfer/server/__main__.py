@@ -16,6 +16,7 @@ from rosellm.roseinfer.errors import EngineDeadError, RosellmError
 from rosellm.roseinfer.server import flags, logs
 from rosellm.roseinfer.server.listen import bind, check_exposure
 from rosellm.roseinfer.server.report import loading
+from rosellm.roseinfer.server.tracing_options import check_tracing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +39,7 @@ def _serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
     logs.configure(options.server)
     check_exposure(options.server)
+    check_tracing(options.server)
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
         options = _with_local_files(options)

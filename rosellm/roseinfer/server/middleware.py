@@ -58,6 +58,8 @@ class RequestLog:
             if status >= 400:
                 service.metrics.reject(status)
             log_request(scope, status, request_id, prompts=service.log_prompts)
+            if service.tracing is not None:
+                service.tracing.record(scope, status, request_id)
 
 
 class BearerAuth:

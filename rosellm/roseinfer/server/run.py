@@ -75,6 +75,8 @@ async def _serve(
     ]
     with service.metrics.loop_lag.measured():
         await server.serve(sockets=[sock])
+    if service.tracing is not None:
+        await asyncio.to_thread(service.tracing.close)
     for ending in endings:
         ending.cancel()
     return 1 if service.pipeline.dead.is_set() else 0

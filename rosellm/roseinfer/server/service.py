@@ -27,6 +27,7 @@ from rosellm.roseinfer.server.schemas.answering import AnswerFields
 from rosellm.roseinfer.server.schemas.responses import MaybeTimings
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
 from rosellm.roseinfer.server.state_metrics import Source
+from rosellm.roseinfer.server.tracing import Tracing
 
 SEED_NAME = "roseinfer-gpt2"
 """What the seed's own curl commands call their model: whatever is served answers to it."""
@@ -43,6 +44,7 @@ class Service:
         max_body: bytes of a request's body. Parsing it holds up the event loop, about 7 ms a
             megabyte at worst.
         log_prompts: whether what a request says may stand in its log line.
+        tracing: where requests are traced.
         block_size: tokens in a block of the KV cache.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
     """
@@ -58,6 +60,7 @@ class Service:
     max_body: int = 8 << 20
     log_prompts: bool = False
     block_size: int = 16
+    tracing: Tracing | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str, param: str | None = "model") -> None:
