@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     "rosellm.roseinfer.config": 0,
     "rosellm.roseinfer.errors": 0,
+    "rosellm.roseinfer.logs": 0,
     "rosellm.roseinfer.messages": 0,
     "rosellm.roseinfer.request": 0,
     "rosellm.roseinfer.step": 0,
@@ -59,6 +60,8 @@ TORCH_LEVELS = {2, 3, 4, 6, 7}
 # besides every module of the other levels
 TORCH_FREE = {
     "rosellm.roseinfer.engine.client",
+    "rosellm.roseinfer.engine.pace",
+    "rosellm.roseinfer.engine.supervisor",
     "rosellm.roseinfer.kernels.cpu.build",
     "rosellm.roseinfer.kernels.cpu.cores",
     "rosellm.roseinfer.kernels.cpu.library",

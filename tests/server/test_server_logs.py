@@ -20,8 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rosellm.roseinfer.config import ServerConfig
-from rosellm.roseinfer.server import logs
+from rosellm.roseinfer import logs
 from tests.server.fakes import Exchange, Server, endless, says, serving
 from tests.server.test_server_life import wait_until_healthy
 
@@ -187,13 +186,14 @@ def test_nobody_waits_for_a_line_that_cannot_be_written(monkeypatch: Any) -> Non
 PROGRAM = """
 import sys
 from tests.server import fakes
-from rosellm.roseinfer.server import __main__ as main, flags, listen, load, logs, run
+from rosellm.roseinfer import logs
+from rosellm.roseinfer.server import flags, listen, load, run
 
 load.load_tokenizer = lambda *_: fakes.ByteTokenizer()
 load.check_checkpoint = lambda *_: None
 run.GRACE_S = 0.3
 options = flags.parse(sys.argv[1:])
-logs.configure(options.server)
+logs.configure(options.server.log_format)
 sock = listen.bind("127.0.0.1", options.server.port)
 sys.exit(run.run(options, sock, fakes.FakeEngine(fakes.says("hello"))))
 """
@@ -305,7 +305,7 @@ def test_configuring_again_leaves_one_writer() -> None:
     level = logging.root.level
     try:
         for _ in range(2):
-            logs.configure(ServerConfig())
+            logs.configure("text")
         assert sum(isinstance(each, logs.Writer) for each in logging.root.handlers) == 1
     finally:
         logging.root.handlers[:] = handlers

@@ -163,7 +163,8 @@ def test_times_by_phase_are_those_that_the_engine_told() -> None:
 def test_engine_restarts_are_counted() -> None:
     async def test() -> None:
         async with serving(says("x")) as server:
-            server.service.metrics.restarted()
+            assert (await figures(server))["rosellm:engine_restarts_total"] == 0
+            server.service.pipeline.on_restart()
             found = await figures(server)
             assert found["rosellm:engine_restarts_total"] == 1
             assert "vllm:engine_restarts_total" not in found

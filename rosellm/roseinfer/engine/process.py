@@ -10,6 +10,7 @@ The process ends when the socket does: then there is nobody left to serve.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import queue
 import signal
@@ -17,12 +18,14 @@ import socket
 import sys
 import threading
 import time
-import traceback
 
+from rosellm.roseinfer import logs
+from rosellm.roseinfer.engine.pace import Pace
 from rosellm.roseinfer.errors import RosellmError
 from rosellm.roseinfer.messages import (
     Abort,
     Add,
+    Beat,
     Failed,
     Flush,
     Framer,
@@ -34,9 +37,12 @@ from rosellm.roseinfer.messages import (
     encode,
 )
 
+log = logging.getLogger(__name__)
+
 _CHUNK = 1 << 18
 _PROGRESS_INTERVAL_S = 0.05
 _OUTBOX = 1024
+_BEAT_S = 0.2
 
 
 class _Link:
@@ -95,6 +101,13 @@ class _ProgressReporter:
             self._link.send(progress)
 
 
+def _beat(link: _Link, pace: Pace) -> None:
+    """Say that this process lives, and whether its main thread gets on, until it ends."""
+    while True:
+        link.send(Beat(pace.stuck))
+        time.sleep(_BEAT_S)
+
+
 def _decode(payload: bytes) -> Add | Abort | Flush:
     message: ToEngine = decode_to_engine(payload)
     assert not isinstance(message, Start), "an engine starts once"
@@ -103,6 +116,7 @@ def _decode(payload: bytes) -> Add | Abort | Flush:
 
 def main(fd: int) -> int:
     """Serve until the socket closes. Returns the exit code."""
+    logs.configure_child()
     # Terminals and supervisors signal the whole group; when to stop is the API process's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -114,7 +128,7 @@ def main(fd: int) -> int:
         link.close()
         return 2
     except Exception as error:
-        traceback.print_exc()
+        log.exception("the engine failed")
         link.send(Failed(f"the engine failed: {type(error).__name__}: {error}", exit_code=1))
         link.close()
         return 1
@@ -136,6 +150,7 @@ def _serve(link: _Link) -> None:
     gc.freeze()
     gc.enable()
     link.send(core.facts)
+    threading.Thread(target=_beat, args=(link, core.pace), name="pulse", daemon=True).start()
     run_engine(core, link.inbox, _decode, link.send)
 
 

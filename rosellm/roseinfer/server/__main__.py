@@ -12,8 +12,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from rosellm.roseinfer import logs
 from rosellm.roseinfer.errors import EngineDeadError, RosellmError
-from rosellm.roseinfer.server import flags, logs
+from rosellm.roseinfer.server import flags
 from rosellm.roseinfer.server.listen import bind, check_exposure
 from rosellm.roseinfer.server.report import loading
 from rosellm.roseinfer.server.tracing_options import check_tracing
@@ -37,15 +38,15 @@ def serve(options: flags.Options) -> int:
 
 def _serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
-    logs.configure(options.server)
+    logs.configure(options.server.log_format, access=options.server.access_log)
     check_exposure(options.server)
     check_tracing(options.server)
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
         options = _with_local_files(options)
-        from rosellm.roseinfer.engine.client import ProcessClient
+        from rosellm.roseinfer.engine.supervisor import Supervisor
 
-        client = ProcessClient(options.engine)
+        client = Supervisor(options.engine, options.server.engine_restarts)
         from rosellm.roseinfer.server.run import run
 
         return run(options, sock, client)

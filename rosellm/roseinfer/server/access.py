@@ -16,7 +16,7 @@ from rosellm.roseinfer.server.timeline import Timeline
 access_log = logging.getLogger("rosellm.access")
 
 
-def log_request(scope: Scope, status: int, request_id: str, *, prompts: bool = False) -> None:
+def log_request(scope: Scope, status: int, *, prompts: bool = False) -> None:
     """Write the line of a request that is over.
 
     Args:
@@ -25,15 +25,15 @@ def log_request(scope: Scope, status: int, request_id: str, *, prompts: bool = F
     """
     if not access_log.isEnabledFor(logging.INFO):
         return
-    fields = _fields(scope, status, request_id, prompts)
+    fields = _fields(scope, status, prompts)
     access_log.info(_text(fields), extra={"fields": fields})
 
 
-def _fields(scope: Scope, status: int, request_id: str, prompts: bool) -> dict[str, Any]:
+def _fields(scope: Scope, status: int, prompts: bool) -> dict[str, Any]:
     state = scope["state"]
     timeline: Timeline = state["timeline"]
     fields: dict[str, Any] = {
-        "request_id": request_id,
+        "request_id": state["request_id"],
         "client": (scope.get("client") or ("-",))[0],
         "method": scope["method"],
         "path": printable(scope["path"]),

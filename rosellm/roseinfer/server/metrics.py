@@ -118,7 +118,6 @@ class Metrics:
         self.longest_generation = histogram(
             "request_max_num_generation_tokens", "Tokens of a request's longest choice.", COUNTS
         )
-        self._restarts = counter("engine_restarts", "Engines that took a dead one's place.")
         self.loop_lag = LoopLag(
             histogram("event_loop_lag_seconds", "How late the event loop is.", LAGS).observe
         )
@@ -145,10 +144,6 @@ class Metrics:
     def reject(self, status: int) -> None:
         """A request was answered with this status, 400 or more."""
         self._rejected.labels(self._model, REJECTED.get(status, f"{status // 100}xx")).inc()
-
-    def restarted(self) -> None:
-        """An engine has died, and another one serves in its place."""
-        self._restarts.inc()
 
     def watch(self, jobs: Sequence[Job]) -> Timing:
         """What follows the answer to these jobs from now on."""

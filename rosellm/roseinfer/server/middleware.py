@@ -26,7 +26,10 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestLog:
-    """Gives every request an id and a line in the log, and answers what nobody caught."""
+    """Gives every request an id and a line in the log, and answers what nobody caught.
+
+    What is behind it may be the application, or what answers in its place: that has no service.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -54,12 +57,17 @@ class RequestLog:
             if status == 0:
                 await response(scope, receive, noting)
         finally:
-            service: Service = scope["app"].state.service
-            if status >= 400:
-                service.metrics.reject(status)
-            log_request(scope, status, request_id, prompts=service.log_prompts)
-            if service.tracing is not None:
-                service.tracing.record(scope, status, request_id)
+            service: Service | None = scope["app"].state.service if "app" in scope else None
+            log_request(scope, status, prompts=service is not None and service.log_prompts)
+            if service is not None:
+                _report(scope, status, service)
+
+
+def _report(scope: Scope, status: int, service: Service) -> None:
+    if status >= 400:
+        service.metrics.reject(status)
+    if service.tracing is not None:
+        service.tracing.record(scope, status)
 
 
 class BearerAuth:

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import rosellm
+from rosellm.roseinfer import logs
 from rosellm.roseinfer.messages import Progress, Ready
-from rosellm.roseinfer.server import logs
 
 Show = Callable[[Progress], None]
 
@@ -84,6 +84,12 @@ def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
     width = max(len(name) for name, _, _ in rows)
     for name, value, reason in rows:
         yield f"  {name:<{width}}  {value}" + (f"  ({reason})" if reason else "")
+
+
+def in_words(progress: Progress) -> str:
+    """How far loading is, on one line."""
+    percent = f", {100 * progress.done // progress.total} %" if progress.total else ""
+    return progress.phase + percent
 
 
 @contextmanager

@@ -138,6 +138,7 @@ class Service:
         ready, pipeline = self.ready, self.pipeline
         source = Source(
             lambda: pipeline.stats,
+            lambda: pipeline.restarts,
             lambda: pipeline.engine_pid,
             build={
                 "version": rosellm.__version__,

@@ -15,7 +15,6 @@ from prometheus_client.registry import Collector
 from rosellm.roseinfer.messages import Stats
 
 OWN = "rosellm:"
-Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
 
 def no_pid() -> int | None:
@@ -29,12 +28,14 @@ class Source:
 
     Attributes:
         stats: gives the engine's state after its last step.
+        restarts: gives how many engines have taken a dead one's place.
         engine_pid: gives the engine's process, if it has one of its own.
         build: what runs, as labels.
         cache: what vLLM calls the cache's configuration, as labels.
     """
 
     stats: Callable[[], Stats]
+    restarts: Callable[[], int] = int
     engine_pid: Callable[[], int | None] = no_pid
     build: Mapping[str, str] = field(default_factory=dict)
     cache: Mapping[str, str] = field(default_factory=dict)
@@ -50,6 +51,9 @@ class State(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine(self._source.stats())
+        yield self._counter(
+            "engine_restarts", "Engines that took a dead one's place.", self._source.restarts()
+        )
         yield from self._memory()
         yield self._gauge(
             "uptime_seconds", "Since this server started.", time.monotonic() - self._begun
@@ -83,9 +87,7 @@ class State(Collector):
                 stats.incomplete,
             ),
         ):
-            family = CounterMetricFamily(OWN + name, about, labels=["model_name"])
-            family.add_metric([self._model], value)
-            yield family
+            yield self._counter(name, about, value)
 
     def _memory(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(
@@ -98,6 +100,11 @@ class State(Collector):
             if size is not None:
                 family.add_metric([self._model, process], size)
         yield family
+
+    def _counter(self, name: str, about: str, value: float) -> Metric:
+        family = CounterMetricFamily(OWN + name, about, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
 
     def _gauge(
         self, name: str, about: str, value: float, labels: Mapping[str, str] | None = None

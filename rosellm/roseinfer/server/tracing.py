@@ -79,12 +79,12 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
         self._model = model
 
-    def record(self, scope: Scope, status: int, request_id: str) -> None:
+    def record(self, scope: Scope, status: int) -> None:
         """Make the spans of a request that is over; a failure is logged, and costs nothing else."""
         if scope["path"] in UNTRACED:
             return
         try:
-            self._record(scope, status, request_id)
+            self._record(scope, status)
         except Exception:
             log.exception("a request could not be traced")
 
@@ -94,7 +94,7 @@ class Tracing:
         sending.start()
         sending.join(FAREWELL_S)
 
-    def _record(self, scope: Scope, status: int, request_id: str) -> None:
+    def _record(self, scope: Scope, status: int) -> None:
         from opentelemetry import trace
 
         timeline: Timeline = scope["state"]["timeline"]
@@ -107,7 +107,7 @@ class Tracing:
             context=self._propagator.extract(dict(Headers(scope=scope))),
             kind=trace.SpanKind.SERVER,
             start_time=epoch + round(timeline.begun * 1e9),
-            attributes=dict(self._attributes(scope, route, status, request_id)),
+            attributes=dict(self._attributes(scope, route, status)),
         )
         if status >= 500:
             span.set_status(trace.StatusCode.ERROR)
@@ -116,13 +116,13 @@ class Tracing:
         span.end(end)
 
     def _attributes(
-        self, scope: Scope, route: str | None, status: int, request_id: str
+        self, scope: Scope, route: str | None, status: int
     ) -> Iterator[tuple[str, Any]]:
         """By OpenTelemetry's semantic conventions for HTTP and for generative AI."""
         timeline: Timeline = scope["state"]["timeline"]
         yield "http.request.method", scope["method"]
         yield "url.scheme", scope["scheme"]
-        yield "rosellm.request_id", request_id
+        yield "rosellm.request_id", scope["state"]["request_id"]
         if route:
             yield "http.route", route
             yield "url.path", route

@@ -23,31 +23,42 @@ from typing import Any
 
 import msgspec
 
-from rosellm.roseinfer.config import ServerConfig
+from rosellm.roseinfer.config import LogFormat
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000
 FAREWELL_S = 1.0
 STDERR = 2
+FORMAT_VARIABLE = "ROSELLM_LOG_FORMAT"
 
 
-def configure(asked: ServerConfig) -> None:
-    """From now on all log lines of this process are written so."""
+def configure(form: LogFormat, *, access: bool = True) -> None:
+    """From now on all log lines of this process, and of an engine's that it starts, are so.
+
+    Args:
+        access: whether each request has one.
+    """
+    os.environ[FORMAT_VARIABLE] = form
     _open_standard_files()
     for each in [each for each in logging.root.handlers if isinstance(each, Writer)]:
         logging.root.removeHandler(each)
     writer = Writer(STDERR)
-    writer.setFormatter(Json() if asked.log_format == "json" else Text())
+    writer.setFormatter(Json() if form == "json" else Text())
     logging.root.addHandler(writer)
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("rosellm").setLevel(logging.INFO)
-    shown = logging.INFO if asked.access_log else logging.WARNING
+    shown = logging.INFO if access else logging.WARNING
     logging.getLogger("rosellm.access").setLevel(shown)
-    if asked.log_format == "json":
+    if form == "json":
         logging.captureWarnings(True)
         sys.excepthook = _log_exception
         threading.excepthook = _log_thread_exception
+
+
+def configure_child() -> None:
+    """The same in an engine's process, as its parent has it."""
+    configure("json" if os.environ.get(FORMAT_VARIABLE) == "json" else "text")
 
 
 def say(text: str, event: str, **fields: Any) -> None:
