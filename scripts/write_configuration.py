@@ -43,6 +43,8 @@ TAIL = """\
 | variable | what it does |
 | --- | --- |
 | `ROSELLM_API_KEY` | what every route but the probes asks for; `rosellm chat --url` sends it |
+| `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces are sent without `--otlp-endpoint`; OpenTelemetry's \
+other variables (`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, ...) count too |
 | `HF_HOME` | where the hub's files are kept (default `~/.cache/huggingface`) |
 | `HF_TOKEN` | token for gated and private models |
 | `HF_HUB_OFFLINE` | `1` never asks the network: only what is in the cache is found |
