@@ -47,7 +47,7 @@ def _fields(scope: Scope, status: int, prompts: bool) -> dict[str, Any]:
             "prompt_tokens": timeline.prompt_tokens,
             "cached_tokens": timeline.cached_tokens,
             "completion_tokens": timeline.completion_tokens,
-            "finish_reasons": timeline.finish_reasons,
+            "finish_reasons": sorted(set(timeline.finish_reasons)),
             "timings": to_builtins(timeline.report()),
         }
     if prompts and "sent" in state:
@@ -72,7 +72,7 @@ def _text(fields: dict[str, Any]) -> str:
             f"tokens={fields['prompt_tokens']}({fields['cached_tokens']} cached)"
             f"+{fields['completion_tokens']}"
         )
-        parts.append(",".join(sorted(set(fields["finish_reasons"]))) or "unfinished")
+        parts.append(",".join(fields["finish_reasons"]) or "unfinished")
     if fields["disconnected"] and fields["status"]:
         parts.append("client left")
     if "request" in fields:

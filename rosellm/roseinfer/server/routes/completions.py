@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -57,7 +58,11 @@ async def _jobs(body: CompletionRequest, service: Service, timeline: Timeline) -
         )
     with timeline.during("grammar"):
         grammar = await service.grammar(body)
-    return [_job(body, prompt, grammar, service) for prompt in prompts]
+    jobs = []
+    for prompt in prompts:
+        jobs.append(_job(body, prompt, grammar, service))
+        await asyncio.sleep(0)  # others have their turn
+    return jobs
 
 
 def _job(body: CompletionRequest, prompt: list[int], grammar: str, service: Service) -> Job:
