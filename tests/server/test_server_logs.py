@@ -86,23 +86,19 @@ def test_a_request_that_asks_nothing_of_the_engine_has_no_tokens(access: Any) ->
     assert SECRET not in json.dumps([models, refused])
 
 
-def test_the_name_of_a_key_is_told_where_there_is_one(access: Any) -> None:
+def test_the_name_of_a_key_is_told_and_never_the_key(access: Any) -> None:
     async def test() -> None:
-        async with serving(says("x")) as server:
-            inner = server.app.router
-
-            async def named(scope: Any, receive: Any, send: Any) -> None:
-                scope["state"]["key_name"] = "ci"
-                await inner(scope, receive, send)
-
-            server.app.middleware_stack = None
-            server.app.router = named  # type: ignore[assignment]
-            await server.chat()
+        async with serving(says("x"), api_key=SECRET) as server:
+            assert (await server.chat()).status_code == 401
+            server.client.headers["authorization"] = f"Bearer {SECRET}"
+            assert (await server.chat()).status_code == 200
 
     asyncio.run(test())
-    [line] = lines(access)
-    assert line["key_name"] == "ci"
-    assert " key=ci" in lines(access, json_form=False)[0]
+    refused, answered = lines(access)
+    assert (refused["key_name"], answered["key_name"]) == (None, "default")
+    told = lines(access, json_form=False)
+    assert " key=default " in told[1]
+    assert SECRET not in json.dumps([refused, answered]) + "".join(told)
 
 
 def test_a_client_that_left_is_told_from_one_that_was_answered(access: Any) -> None:

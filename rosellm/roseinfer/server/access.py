@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import to_builtins
 from starlette.types import Scope
 
+from rosellm.roseinfer.server.limits import UNLIMITED
 from rosellm.roseinfer.server.timeline import Timeline
 
 access_log = logging.getLogger("rosellm.access")
@@ -40,7 +41,7 @@ def _fields(scope: Scope, status: int, prompts: bool) -> dict[str, Any]:
         "status": status or None,
         "seconds": round(timeline.seconds, 6),
         "disconnected": timeline.disconnected,
-        "key_name": state.get("key_name"),
+        "key_name": state.get("account", UNLIMITED).tenant or None,
     }
     if timeline.generates:
         fields |= {

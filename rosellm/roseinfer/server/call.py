@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from rosellm.roseinfer.server.limits import UNLIMITED, Account
 from rosellm.roseinfer.server.timeline import Timeline
 
 
@@ -19,6 +20,7 @@ class Call:
         body: its JSON, as it was sent.
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
         timeline: where its time goes.
+        account: of who asks.
     """
 
     id: str
@@ -26,12 +28,19 @@ class Call:
     body: Any
     warnings: tuple[str, ...] = ()
     timeline: Timeline = field(default_factory=Timeline)
+    account: Account = UNLIMITED
 
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread
     state = request.state
-    sent, warnings = getattr(state, "sent", None), getattr(state, "warnings", ())
-    return Call(state.request_id, request.url.path, sent, warnings, state.timeline)
+    return Call(
+        id=state.request_id,
+        path=request.scope["path"],
+        body=getattr(state, "sent", None),
+        warnings=getattr(state, "warnings", ()),
+        timeline=state.timeline,
+        account=getattr(state, "account", UNLIMITED),
+    )
 
 
 Called = Annotated[Call, Depends(_called)]

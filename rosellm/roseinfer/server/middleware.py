@@ -1,4 +1,4 @@
-"""What wraps every request, as plain ASGI: request ids, the key, and leaving clients.
+"""What wraps every request, as plain ASGI: request ids, and leaving clients.
 
 Starlette's ``BaseHTTPMiddleware`` would hide disconnects and buffer streams.
 """
@@ -6,29 +6,26 @@ Starlette's ``BaseHTTPMiddleware`` would hide disconnects and buffer streams.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import re
 import secrets
-from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.access import log_request
 from rosellm.roseinfer.server.error_body import error_response
+from rosellm.roseinfer.server.limits import UNLIMITED
 from rosellm.roseinfer.server.service import Service
 from rosellm.roseinfer.server.timeline import Timeline
 
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestLog:
     """Gives every request an id and a line in the log, and answers what nobody caught.
 
-    What is behind it may be the application, or what answers in its place: that has no service.
+    Every answer, the last kind too, says what is left of its key's limits. What is behind it may
+    be the application, or what answers in its place: that has no service.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,7 +43,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                account = scope["state"].get("account", UNLIMITED)
+                MutableHeaders(scope=message).update(
+                    {"x-request-id": request_id, **account.headers()}
+                )
             with timeline.sending():
                 await send(message)
 
@@ -68,35 +68,6 @@ def _report(scope: Scope, status: int, service: Service) -> None:
         service.metrics.reject(status)
     if service.tracing is not None:
         service.tracing.record(scope, status)
-
-
-class BearerAuth:
-    """Lets through only requests that carry the key, except to the open paths.
-
-    The decision is made on the path as it was sent, before any routing.
-    """
-
-    def __init__(self, app: ASGIApp, key: str, open_paths: Iterable[str] = OPEN_PATHS) -> None:
-        self.app = app
-        self._digest = _digest(key.encode())
-        self._open_paths = frozenset(path.encode() for path in open_paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._allows(scope):
-            return await self.app(scope, receive, send)
-        error = RequestError(
-            "a valid key is needed: Authorization: Bearer KEY",
-            status=401,
-            code="invalid_api_key",
-        )
-        await error_response(error, {"www-authenticate": "Bearer"})(scope, receive, send)
-
-    def _allows(self, scope: Scope) -> bool:
-        if scope.get("raw_path", scope["path"].encode()) in self._open_paths:
-            return True
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        sent = _digest(key.strip().encode("latin-1"))
-        return scheme.lower() == "bearer" and hmac.compare_digest(sent, self._digest)
 
 
 class CancelOnDisconnect:
@@ -153,7 +124,3 @@ class _Client:
 def _request_id(headers: Headers) -> str:
     sent = headers.get("x-request-id", "")
     return sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -9,7 +9,7 @@ from msgspec import UNSET, Raw
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.server.call import Called
+from rosellm.roseinfer.server.call import Call, Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.generate import Job
 from rosellm.roseinfer.server.json_response import json_response
@@ -22,7 +22,6 @@ from rosellm.roseinfer.server.schemas.responses import (
     to_json,
 )
 from rosellm.roseinfer.server.service import Served, Service
-from rosellm.roseinfer.server.timeline import Timeline
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 from rosellm.roseinfer.server.vectors import encoded, shortened
 
@@ -41,7 +40,8 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
         prompts = await service.prompts.batch(body.inputs, "input", answer=0)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
     tally = Tally.of(jobs)
-    vectors = await _vectors(jobs, tally, service, call.timeline)
+    call.account.check_tokens()
+    vectors = await _vectors(jobs, tally, service, call)
     data = await off_loop(
         len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
     )
@@ -60,14 +60,12 @@ def _check_dimensions(asked: int | None, size: int) -> None:
         )
 
 
-async def _vectors(
-    jobs: Sequence[Job], tally: Tally, service: Service, timeline: Timeline
-) -> list[bytes]:
+async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service, call: Call) -> list[bytes]:
     found = []
     size = min(WAVE, service.max_choices)
     for start in range(0, len(jobs), size):
         wave = jobs[start : start + size]
-        answer = service.pipeline.generate(wave, [timeline.watch(wave)])
+        answer = service.begin(wave, call.account, [call.timeline.watch(wave)])
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)
