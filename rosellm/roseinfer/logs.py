@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 10_000
 FAREWELL_S = 1.0
 STDERR = 2
+request_id: ContextVar[str] = ContextVar("request_id")
+"""Of the request that is being answered; lines that are written meanwhile carry it."""
 FORMAT_VARIABLE = "ROSELLM_LOG_FORMAT"
 
 
@@ -107,6 +110,8 @@ class Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (id := getattr(record, "request_id", None)) is not None:
+            line["request_id"] = id
         fields: Mapping[str, Any] = getattr(record, "fields", {})
         line.update({name: value for name, value in fields.items() if name not in line})
         if record.exc_info:
@@ -136,6 +141,7 @@ class Writer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record, or lose it if too many wait."""
+        record.request_id = request_id.get(None)
         self.put(record)
 
     def put(self, line: logging.LogRecord | str) -> None:

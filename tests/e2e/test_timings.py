@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Server
 from tests.server.test_timeline import check_sum
@@ -21,3 +22,15 @@ def test_a_real_engine_tells_all_of_it(server: Server) -> None:
     check_sum(again)
     assert again["cached_tokens"] > 0
     assert again["computed_tokens"] == again["prompt_tokens"] - again["cached_tokens"]
+
+
+def test_the_memory_of_both_processes_is_told(server: Server) -> None:
+    text = httpx.get(f"{server.url}/metrics").text
+    found = {
+        sample.labels["process"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "rosellm:process_anonymous_memory_bytes"
+    }
+    assert set(found) == {"server", "engine"}
+    assert all(16 << 20 < size < 4 << 30 for size in found.values())

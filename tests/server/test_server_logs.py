@@ -21,9 +21,11 @@ import httpx
 import pytest
 
 from rosellm.roseinfer import logs
+from rosellm.roseinfer.messages import Output
 from tests.server.fakes import Exchange, Server, endless, says, serving
 from tests.server.test_server_life import wait_until_healthy
 
+ROOT = Path(__file__).parents[2]
 SECRET = "topsecret"
 
 
@@ -156,6 +158,35 @@ def test_a_line_of_json_holds_what_a_record_has() -> None:
     assert "ValueError" in line["exception"]
 
 
+def test_a_line_that_a_request_causes_carries_its_id() -> None:
+    written: list[Any] = []
+
+    class Kept(logs.Writer):
+        def put(self, line: Any) -> None:
+            written.append(json.loads(logs.Json().format(line)))
+
+    def breaks(add: Any) -> Any:
+        yield Output(add.id, 5, [1])  # there is no such choice
+
+    async def test() -> None:
+        async with serving(breaks) as server:
+            headers = {"x-request-id": "guilty"}
+            body = {"model": "m", "prompt": SECRET}
+            answer = await server.client.post("/v1/completions", json=body, headers=headers)
+            assert answer.status_code == 500
+
+    handler = Kept(os.open(os.devnull, os.O_WRONLY))
+    logging.getLogger("rosellm").addHandler(handler)
+    try:
+        asyncio.run(test())
+    finally:
+        logging.getLogger("rosellm").removeHandler(handler)
+    [line] = [each for each in written if each["level"] == "error"]
+    assert line["request_id"] == "guilty"
+    assert "IndexError" in line["exception"]
+    assert SECRET not in json.dumps(line)
+
+
 # -- where lines go ----------------------------------------------------------------------------
 
 
@@ -201,8 +232,7 @@ def process(model: Path, *flags: str, **where: Any) -> Iterator[Any]:
 
     port = free_port()
     command = [sys.executable, "-c", PROGRAM, str(model), "--port", str(port), *flags]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, **where) as running:
+    with subprocess.Popen(command, cwd=ROOT, **where) as running:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
                 wait_until_healthy(client)
@@ -223,7 +253,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_a_full_disk_costs_no_answer(model: Path, form: str) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     with process(model, "--log-format", form, stderr=full) as (running, client):
@@ -245,6 +275,7 @@ def test_a_closed_stderr_costs_no_answer(model: Path) -> None:
         assert running.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_stderr_that_nobody_reads_costs_no_answer(model: Path) -> None:
     reading, writing = os.pipe()
     with process(model, stderr=writing) as (running, client):
@@ -296,7 +327,24 @@ def test_what_ends_the_process_is_one_line_too(model: Path) -> None:
     assert line["level"] == "error"
 
 
-def test_configuring_again_leaves_one_writer() -> None:
+def test_the_engines_process_writes_as_its_server_does() -> None:
+    program = (
+        "import logging; from rosellm.roseinfer import logs; logs.configure_child();"
+        "logging.getLogger('rosellm').error('it failed')"
+    )
+    for form in ("json", "text"):
+        environment = {**os.environ, logs.FORMAT_VARIABLE: form}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        [line] = done.stderr.splitlines()
+        message = json.loads(line)["message"] if form == "json" else line.split(maxsplit=2)[2]
+        assert message == "it failed"
+
+
+def test_configuring_again_leaves_one_writer(monkeypatch: Any) -> None:
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "text")
     handlers = list(logging.root.handlers)
     level = logging.root.level
     try:

@@ -204,7 +204,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("by", ["flag", "variable"])
+@pytest.mark.parametrize("by", ["flag", pytest.param("variable", marks=pytest.mark.slow)])
 def test_spans_reach_a_collector_at_the_latest_when_the_server_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
@@ -232,6 +232,7 @@ def test_spans_reach_a_collector_at_the_latest_when_the_server_ends(
     assert SECRET.encode() not in sent
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_costs_no_answer(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     gone = ["--otlp-endpoint", "http://127.0.0.1:9"]

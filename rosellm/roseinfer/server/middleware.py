@@ -12,6 +12,7 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rosellm.roseinfer import logs
 from rosellm.roseinfer.server.access import log_request
 from rosellm.roseinfer.server.error_body import error_response
 from rosellm.roseinfer.server.limits import UNLIMITED
@@ -35,6 +36,7 @@ class RequestLog:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request_id = _request_id(Headers(scope=scope))
+        logs.request_id.set(request_id)
         timeline = Timeline()
         scope.setdefault("state", {}).update(request_id=request_id, timeline=timeline)
         status = 0
