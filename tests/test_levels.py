@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     "rosellm.roseinfer.config": 0,
     "rosellm.roseinfer.errors": 0,
+    "rosellm.roseinfer.logs": 0,
     "rosellm.roseinfer.messages": 0,
     "rosellm.roseinfer.request": 0,
     "rosellm.roseinfer.step": 0,
@@ -34,6 +35,7 @@ LEVELS = {
     "rosellm.roseinfer.hub": 1,
     "rosellm.roseinfer.hub_errors": 1,
     "rosellm.roseinfer.hub_transfer": 1,
+    "rosellm.roseinfer.phases": 1,
     "rosellm.roseinfer.scheduler": 1,
     "rosellm.roseinfer.sequence": 1,
     "rosellm.roseinfer.speculation": 1,
