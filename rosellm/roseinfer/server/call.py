@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ class Call:
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
         timeline: where its time goes.
         account: of who asks.
+        arrived: when it was there as a whole, by ``time.monotonic``.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Call:
     warnings: tuple[str, ...] = ()
     timeline: Timeline = field(default_factory=Timeline)
     account: Account = UNLIMITED
+    arrived: float = field(default_factory=time.monotonic)
 
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread

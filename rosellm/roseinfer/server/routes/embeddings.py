@@ -39,6 +39,7 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     with call.timeline.during("tokenise"):
         prompts = await service.prompts.batch(body.inputs, "input", answer=0)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
+    jobs = service.timed(jobs, call, body.timeout)
     tally = Tally.of(jobs)
     call.account.check_tokens()
     vectors = await _vectors(jobs, tally, service, call)
@@ -62,14 +63,25 @@ def _check_dimensions(asked: int | None, size: int) -> None:
 
 async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service, call: Call) -> list[bytes]:
     found = []
-    size = min(WAVE, service.max_choices)
-    for start in range(0, len(jobs), size):
-        wave = jobs[start : start + size]
+    for wave in _waves(jobs, min(WAVE, service.max_choices), service.max_prompt_tokens // 4):
         answer = service.begin(wave, call.account, [call.timeline.watch(wave)])
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)
     return found
+
+
+def _waves(jobs: Sequence[Job], most: int, tokens: int) -> Iterator[list[Job]]:
+    """Jobs in groups, each within these bounds unless it is of one."""
+    wave: list[Job] = []
+    length = 0
+    for job in jobs:
+        length += len(job.prompt)
+        if wave and (len(wave) == most or length > tokens):
+            yield wave
+            wave, length = [], len(job.prompt)
+        wave.append(job)
+    yield wave
 
 
 def _written(vectors: Sequence[bytes], body: EmbeddingRequest) -> Iterator[Raw]:
