@@ -256,8 +256,6 @@ async def serving(
     parsers: dict[str, Any] | None = None,
     unknown_parameters: UnknownParameters = "reject",
     journal: Journal | None = None,
-    log_prompts: bool = False,
-    tracing: Any = None,
     **limits: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(script, generates)
@@ -273,8 +271,6 @@ async def serving(
         Sampling(defaults, ready.vocab_size, ready.max_model_len),
         unknown_parameters=unknown_parameters,
         journal=journal,
-        log_prompts=log_prompts,
-        tracing=tracing,
         **limits,
     )
     app = create_app(service, api_key, keys=keys)
