@@ -36,6 +36,7 @@ REJECTED = {
     429: "over_limit",
     431: "too_large",
     503: "unavailable",
+    504: "timeout",
 }
 
 
