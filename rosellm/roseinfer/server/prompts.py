@@ -14,7 +14,7 @@ from rosellm.roseinfer.config import ReasoningParser, ToolParser
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.formats import Formats
-from rosellm.roseinfer.server.off_loop import off_loop
+from rosellm.roseinfer.server.off_loop import INLINE, off_loop
 from rosellm.roseinfer.server.schemas.messages import Message
 from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.turns import Turns
@@ -127,7 +127,9 @@ class Prompts:
             )
             return text, self._encode(text, "messages", add_special_tokens)
 
-        return await off_loop(_length(messages), encode)
+        # a model's own template may take its time whatever the length
+        long = self._template.has_own * (INLINE + 1)
+        return await off_loop(max(_length(messages), long), encode)
 
     async def batch(
         self,
