@@ -59,6 +59,8 @@ TORCH_LEVELS = {2, 3, 4, 6, 7}
 # besides every module of the other levels
 TORCH_FREE = {
     "rosellm.roseinfer.engine.client",
+    "rosellm.roseinfer.engine.pace",
+    "rosellm.roseinfer.engine.supervisor",
     "rosellm.roseinfer.kernels.cpu.build",
     "rosellm.roseinfer.kernels.cpu.cores",
     "rosellm.roseinfer.kernels.cpu.library",

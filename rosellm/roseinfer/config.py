@@ -172,6 +172,12 @@ class ServerConfig:
     stall_timeout_s: float = option(
         30.0, "seconds after which a client that has stopped reading its answer is cut off"
     )
+    drain_timeout: float = option(
+        30.0, "seconds that requests in flight have to finish when the server is told to stop"
+    )
+    engine_restarts: int = option(
+        3, "times that an engine that died or hangs is started again within 5 minutes"
+    )
     insecure: bool = option(
         False, "listen on an address that other machines reach although no key is set"
     )

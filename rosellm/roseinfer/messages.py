@@ -46,6 +46,8 @@ class Add(msgspec.Struct, tag="add"):
             for nothing).
         grammar: what every choice must match, see ``text/grammar_source.py``; none if empty.
         prediction: token ids that the answers may turn out to be; drafts are taken from it.
+        choices: those of the ``n`` that are still to be answered, when resumed; none means all.
+        resumed: whether an engine had it before, so that no queue is too full for it.
     """
 
     id: int
@@ -60,6 +62,13 @@ class Add(msgspec.Struct, tag="add"):
     want: Want = "tokens"
     grammar: str = ""
     prediction: list[int] = []
+    choices: list[int] = []
+    resumed: bool = False
+
+    @property
+    def wanted(self) -> list[int]:
+        """The choices to answer."""
+        return self.choices or list(range(self.n))
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -204,6 +213,16 @@ class Ready(msgspec.Struct, tag="ready"):
     embedding_size: int = 0
 
 
+class Beat(msgspec.Struct, tag="beat"):
+    """The engine's process lives; sent a few times a second once it serves.
+
+    Attributes:
+        stuck: whether its present step has taken far longer than it should.
+    """
+
+    stuck: bool = False
+
+
 class Failed(msgspec.Struct, tag="failed"):
     """The engine could not start. One line for people; the process exits with ``exit_code``."""
 
@@ -211,7 +230,7 @@ class Failed(msgspec.Struct, tag="failed"):
     exit_code: int = 2
 
 
-FromEngine = Outputs | Progress | Ready | Failed
+FromEngine = Outputs | Progress | Ready | Beat | Failed
 
 _LENGTH_BYTES = 4
 

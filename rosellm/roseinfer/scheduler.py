@@ -20,6 +20,7 @@ plan -> ``update`` (or ``discard``, after which the same work is planned again).
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from rosellm.roseinfer.cache.manager import CacheManager
@@ -37,6 +38,11 @@ from rosellm.roseinfer.step import (
     Work,
     WorkResult,
 )
+
+log = logging.getLogger(__name__)
+
+SEE_LOG = "the engine failed over it; the server's log has the details"
+"""What a client is told of an exception: its own text is for whoever runs the server."""
 
 
 class _Sketch:
@@ -109,13 +115,14 @@ class Scheduler:
 
     def add(self, message: Add) -> None:
         """Queue a request. Choices after the first wait until its prompt is in the cache."""
-        request = Request(message.id, unfinished=message.n, held=bool(message.grammar))
-        for choice in range(message.n):
+        choices = message.wanted
+        request = Request(message.id, unfinished=len(choices), held=bool(message.grammar))
+        for choice in choices:
             sequence = self._new_sequence(message, request, choice)
             request.sequences.append(sequence)
             self._sequences[sequence.number] = sequence
         self._requests[message.id] = request
-        self._num_waiting += message.n
+        self._num_waiting += len(choices)
         request.followers = request.sequences[1:]
         if not request.held:
             self._enqueue(request.sequences[0])
@@ -198,7 +205,7 @@ class Scheduler:
             if sequence.finished:
                 self._forget_if_idle(sequence)
                 continue
-            row = self._accept(sequence, work, done)
+            row = self._news(sequence, work, done)
             if row is not None:
                 rows.append(row)
         self._steps += 1
@@ -413,8 +420,24 @@ class Scheduler:
         top = sequence.params.prompt_logprobs or 0
         return Scoring(first - start, tuple(targets), top) if targets else None
 
+    def _news(self, sequence: Sequence, work: Work, done: WorkResult) -> Output | None:
+        """The news of one sequence, or None. Whatever is wrong with it ends its request alone."""
+        if done.fault:
+            return self._give_up(sequence, done.fault)
+        try:
+            return self._accept(sequence, work, done)
+        except Exception:
+            log.exception("what was computed for a request could not be taken in")
+            return self._give_up(sequence, SEE_LOG)
+
+    def _give_up(self, sequence: Sequence, fault: str) -> Output:
+        """End a request for which something went wrong: what is cached of it may be wrong too."""
+        for each in sequence.request.sequences:
+            self.cache.retract(each.kv)
+        error = RowError(f"the request could not be computed: {fault}", code="engine_error")
+        return self.fail(sequence.request.id, error)
+
     def _accept(self, sequence: Sequence, work: Work, done: WorkResult) -> Output | None:
-        """The news of one sequence, or None."""
         row = Output(
             sequence.request.id,
             sequence.choice,

@@ -93,19 +93,27 @@ class StepPlan(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """The token chosen for one logit row; ``spare`` is the row's spare token's score."""
+    """The token chosen for one logit row; ``spare`` is the row's spare token's score.
+
+    Not ``finite``: the model gave something that is no number, so the token means nothing.
+    """
 
     token: int
     logprobs: Logprobs | None = None
     spare: Logprobs | None = None
+    finite: bool = True
 
 
 class WorkResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one work item came to: a sample per logit row, a score per target, a vector."""
+    """What one work item came to: a sample per logit row, a score per target, a vector.
+
+    Or the ``fault`` for which there is nothing of it.
+    """
 
     samples: tuple[Sample, ...] = ()
     scores: tuple[Logprobs, ...] = ()
     vector: Pooled | None = None
+    fault: str = ""
 
 
 class StepResult(msgspec.Struct, frozen=True):

@@ -26,10 +26,10 @@ def _run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_engine_death_ends_streams_with_an_error_and_the_process(
+def test_the_death_of_an_engine_that_may_not_restart_ends_streams_and_the_process(
     launch: Launch, model_folder: Path
 ) -> None:
-    server = launch(str(model_folder), model="tiny-llama")
+    server = launch(str(model_folder), "--engine-restarts=0", model="tiny-llama")
     body = {"model": "tiny-llama", "prompt": "a", "max_tokens": 500, "ignore_eos": True}
     lines: list[list[str]] = [[] for _ in range(4)]
     started = threading.Barrier(5)

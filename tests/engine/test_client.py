@@ -275,7 +275,8 @@ def test_a_failed_thread_says_why() -> None:
 
     async def fail() -> None:
         async with serving(InprocClient(core)) as session:
-            session.client.send(Add(1, [1, 2], SamplingParams(seed=0, max_tokens=1)))
+            for id in range(1, 10):  # one after the other, it is the engine's fault
+                session.client.send(Add(id, [1, 2], SamplingParams(seed=0, max_tokens=1)))
             reason = await asyncio.wait_for(session.death, DEATH_NOTICE_S)
             assert "cannot compute 2 tokens" in reason
 

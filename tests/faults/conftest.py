@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Server, model_folder, start_server
+from tests.e2e.conftest import Server, launch, model_folder, start_server
 
-__all__ = ["model_folder"]
+__all__ = ["launch", "model_folder"]
 
 RECEIPT_S, STALL_S, CONNECTIONS = 1.5, 1.5, 40
 

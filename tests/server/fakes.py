@@ -88,12 +88,15 @@ class FakeEngine:
 
     script: Script
     generates: bool = True
+    trouble: str = ""
     added: list[Add] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
     sent: int = 0
 
-    async def start(self, *, on_progress: Any, on_outputs: Any, on_death: Any) -> Ready:
-        self.on_outputs, self.die = on_outputs, on_death
+    async def start(
+        self, *, on_progress: Any, on_outputs: Any, on_death: Any, on_restart: Any
+    ) -> Ready:
+        self.on_outputs, self.die, self.revive = on_outputs, on_death, on_restart
         return Ready(
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB,

@@ -35,8 +35,8 @@ async def patiently(self, add):
 Engine._run = patiently
 load.load_tokenizer = lambda *_: fakes.ByteTokenizer()
 load.check_checkpoint = lambda *_: None
-run.MOURNING_S, run.GRACE_S = 1.0, 0.3
-options = flags.parse([sys.argv[1], "--port", "0"])
+run.MOURNING_S = 1.0
+options = flags.parse([sys.argv[1], "--port", "0", "--drain-timeout", sys.argv[2]])
 sock = listen.bind("127.0.0.1", 0)
 print(sock.getsockname()[1], flush=True)
 sys.exit(run.run(options, sock, Engine(fakes.endless)))
@@ -44,8 +44,10 @@ sys.exit(run.run(options, sock, Engine(fakes.endless)))
 
 
 @contextmanager
-def server(model: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    command = [sys.executable, "-c", PROGRAM, str(model)]
+def server(
+    model: Path, drain_timeout: float = 0.3
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    command = [sys.executable, "-c", PROGRAM, str(model), str(drain_timeout)]
     process = subprocess.Popen(
         command,
         text=True,
@@ -67,7 +69,7 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
 def wait_until_healthy(client: httpx.Client) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.ConnectError):
+        with contextlib.suppress(httpx.ConnectError, httpx.HTTPStatusError):
             client.get("/health").raise_for_status()
             return
         time.sleep(0.02)
@@ -99,6 +101,27 @@ def test_told_to_stop_it_ends_open_streams_with_an_error_and_exits_0(
         assert b'data: {"error":' in sent[-200:]
         assert b"shutting down" in sent[-200:]
         assert process.wait(10) == 0
+
+
+def test_told_once_it_lets_nobody_in_and_told_twice_it_ends_at_once(model: Path) -> None:
+    with server(model, drain_timeout=60) as (process, client):
+        with streaming(client) as response:
+            process.send_signal(signal.SIGTERM)
+            while client.get("/readyz").status_code == 200:
+                time.sleep(0.01)
+            body = {"model": "m", "prompt": "x"}
+            assert client.post(COMPLETIONS, json=body).status_code == 503
+            assert client.get("/livez").status_code == 200
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert b"shutting down" in response.read()[-200:]
+        assert process.wait(5) == 0
+
+
+def test_told_when_nobody_is_inside_it_ends_at_once(model: Path) -> None:
+    with server(model, drain_timeout=60) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
 
 
 def test_the_engines_death_is_seen_by_clients_then_by_whoever_runs_it(model: Path) -> None:

@@ -77,6 +77,13 @@ class BlockPool:
             self._hash[block] = block_hash
             self._by_hash[block_hash] = block
 
+    def retract(self, blocks: Iterable[int]) -> None:
+        """Blocks in use whose contents nobody shall find any more."""
+        for block in blocks:
+            block_hash, self._hash[block] = self._hash[block], None
+            if block_hash is not None:
+                del self._by_hash[block_hash]
+
     def release(self, blocks: Iterable[int]) -> None:
         """Drop one reference each. Later blocks are evicted first: prefixes outlive tails."""
         for block in reversed(list(blocks)):

@@ -154,6 +154,11 @@ class CacheManager:
                 table[gone:first] = [pool.total] * (first - gone)
                 kv.gone[index] = first
 
+    def retract(self, kv: SequenceKV) -> None:
+        """Let nobody else find what a sequence holds: it may be wrong."""
+        for pool, table, gone in zip(self.pools, kv.tables, kv.gone, strict=True):
+            pool.retract(table[gone:])
+
     def release(self, kv: SequenceKV) -> None:
         """Let go of every block. Hashes stay: the tokens have not changed."""
         for pool, table, gone in zip(self.pools, kv.tables, kv.gone, strict=True):

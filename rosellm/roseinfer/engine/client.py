@@ -1,7 +1,8 @@
 """The engine as the API side sees it: started once, fed messages, heard through callbacks.
 
-``ProcessClient`` runs it in a process of its own, ``InprocClient`` on a thread. Both
-need a running asyncio loop, on which all callbacks are called.
+``ProcessClient`` runs it in a process of its own, ``InprocClient`` on a thread, and ``Supervisor``
+(``engine/supervisor.py``) in a process that is started again when it dies. All need a running
+asyncio loop, on which all callbacks are called.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rosellm.roseinfer.errors import EngineDeadError, ModelError
 from rosellm.roseinfer.messages import (
     Abort,
     Add,
+    Beat,
     Failed,
     Flush,
     Framer,
@@ -43,22 +45,37 @@ if TYPE_CHECKING:
 OnProgress = Callable[[Progress], None]
 OnOutputs = Callable[[Outputs], None]
 OnDeath = Callable[[str], None]
+OnRestart = Callable[[], None]
 
 _STOP_TIMEOUT_S = 5.0
+
+
+def never() -> None:
+    """Called by nobody: what an engine that is not started again does on a restart."""
 
 
 class EngineClient(Protocol):
     """An engine, wherever it runs."""
 
+    @property
+    def trouble(self) -> str:
+        """Why it does not serve at this moment; empty if it does."""
+
     async def start(
-        self, *, on_progress: OnProgress, on_outputs: OnOutputs, on_death: OnDeath
+        self,
+        *,
+        on_progress: OnProgress,
+        on_outputs: OnOutputs,
+        on_death: OnDeath,
+        on_restart: OnRestart = never,
     ) -> Ready:
         """Wait until the engine serves.
 
         Args:
             on_progress: told how far loading is.
             on_outputs: given the rows of every step.
-            on_death: told why, once, if the engine ends without having been stopped.
+            on_death: told why, once, if the engine ends for good without having been stopped.
+            on_restart: told that it serves again, and knows nothing of what it was sent before.
 
         Raises:
             ModelError: it cannot serve what it was asked to; the message says why.
@@ -79,6 +96,8 @@ class ProcessClient:
     imports what it needs itself.
     """
 
+    trouble = ""
+
     def __init__(self, config: EngineConfig) -> None:
         self._sock, child = socket.socketpair()
         self._process = subprocess.Popen(
@@ -95,8 +114,27 @@ class ProcessClient:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def heard(self) -> float:
+        """When it last said anything, by the loop's clock. Once it serves it beats."""
+        return self._link.heard
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it says that its present step hangs."""
+        return self._link.stuck
+
+    def kill(self) -> None:
+        """End the process now, whatever it is doing."""
+        self._process.kill()
+
     async def start(
-        self, *, on_progress: OnProgress, on_outputs: OnOutputs, on_death: OnDeath
+        self,
+        *,
+        on_progress: OnProgress,
+        on_outputs: OnOutputs,
+        on_death: OnDeath,
+        on_restart: OnRestart = never,
     ) -> Ready:
         loop = asyncio.get_running_loop()
         link = _Link(on_progress, on_outputs, on_death, self._exit_reason)
@@ -152,8 +190,12 @@ class _Link(asyncio.Protocol):
         self._exit_reason = exit_reason
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.ending = False  # so that the end of the stream is no news
+        self.stuck = False
+        self._clock = asyncio.get_running_loop().time
+        self.heard = self._clock()
 
     def data_received(self, data: bytes) -> None:
+        self.heard = self._clock()
         for payload in self._framer.feed(data):
             self._handle(decode_from_engine(payload))
 
@@ -166,6 +208,8 @@ class _Link(asyncio.Protocol):
     def _handle(self, message: FromEngine) -> None:
         if isinstance(message, Outputs):
             self._on_outputs(message)
+        elif isinstance(message, Beat):
+            self.stuck = message.stuck
         elif isinstance(message, Progress):
             self._on_progress(message)
         elif isinstance(message, Failed):
@@ -188,6 +232,8 @@ class _Link(asyncio.Protocol):
 class InprocClient:
     """An engine on a thread of this process, which also imports torch and builds it."""
 
+    trouble = ""
+
     def __init__(self, config: EngineConfig | EngineCore) -> None:
         self._config = config
         self._inbox: queue.SimpleQueue[Add | Abort | Flush | None] = queue.SimpleQueue()
@@ -195,7 +241,12 @@ class InprocClient:
         self._thread: threading.Thread | None = None
 
     async def start(
-        self, *, on_progress: OnProgress, on_outputs: OnOutputs, on_death: OnDeath
+        self,
+        *,
+        on_progress: OnProgress,
+        on_outputs: OnOutputs,
+        on_death: OnDeath,
+        on_restart: OnRestart = never,
     ) -> Ready:
         loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()

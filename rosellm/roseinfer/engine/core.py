@@ -5,6 +5,7 @@ A process, a thread, asyncio and offline use are thin wrappers round this one.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
+from rosellm.roseinfer.engine.pace import Pace
 from rosellm.roseinfer.grammar.compiler import Compiler, Wanted
 from rosellm.roseinfer.grammar.masks import Bits, Masker
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
@@ -25,11 +27,16 @@ from rosellm.roseinfer.messages import (
     RowError,
 )
 from rosellm.roseinfer.request import MAX_SEED
-from rosellm.roseinfer.scheduler import Scheduler
-from rosellm.roseinfer.step import StepPlan, StepResult
+from rosellm.roseinfer.scheduler import SEE_LOG, Scheduler
+from rosellm.roseinfer.step import StepPlan, StepResult, WorkResult
+
+log = logging.getLogger(__name__)
 
 _GRAMMAR_WAIT_S = 0.005
 """How long a step waits for a grammar when there is nothing else to do."""
+
+_HOPELESS = 8
+"""Requests in a row of which none could be computed: then it is not theirs."""
 
 
 class PendingResult(Protocol):
@@ -87,6 +94,8 @@ class EngineCore:
             longest_draft=config.num_speculative_tokens,
         )
         self._rows: list[Output] = []
+        self._barren = 0
+        self.pace = Pace(clock)
 
     @property
     def runner(self) -> Runner:
@@ -94,13 +103,17 @@ class EngineCore:
 
     def add(self, message: Add) -> None:
         """Take a request in. A refusal is the request's only row in the next outputs."""
-        error = self._refusal(message)
+        try:
+            error = self._refusal(message)
+        except Exception:
+            log.exception("a request could not be looked at")
+            error = RowError(f"the request could not be taken in: {SEE_LOG}")
         if error is not None:
             self._rows.append(Output(message.id, finish="error", error=error, last=True))
             return
         self.scheduler.add(message)
         if message.grammar and self._compiler is not None:
-            generated = message.generated or [[]] * message.n
+            generated = [(message.generated or [[]] * message.n)[each] for each in message.wanted]
             params = message.params
             room = min(params.max_tokens, self.facts.max_model_len - len(message.prompt))
             wanted = Wanted(message.id, message.grammar, generated, room, params.stop_token_ids)
@@ -123,14 +136,48 @@ class EngineCore:
         return self.scheduler.has_work or bool(self._rows)
 
     def step(self) -> Outputs:
-        """Schedule, execute, update."""
+        """Schedule, execute, update.
+
+        Raises:
+            Exception: whatever is computed fails: the engine itself is broken.
+        """
         self._take_grammars()
         plan = self.scheduler.schedule()
         if plan.work:
-            handle = self._execute(plan)
-            self._rows += self.scheduler.update(plan, handle.result())
+            with self.pace.step(plan.num_tokens):
+                result = self._compute(plan)
+            self._rows += self.scheduler.update(plan, result)
         rows, self._rows = self._rows, []
         return Outputs(rows, self.scheduler.stats())
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        """Run a plan. Work that makes it fail comes back as a fault, all other work computed.
+
+        A part of a plan is a plan, and nothing of one that failed has been taken in: so the halves
+        are run, and their halves, until what fails is alone. What had merely been too much at once
+        is computed on the way.
+        """
+        try:
+            result = self._execute(plan).result()
+        except Exception as error:
+            if len(plan.work) == 1:
+                return self._fault(error)
+        else:
+            self._barren = 0
+            return result
+        middle = len(plan.work) // 2
+        halves = [
+            self._compute(StepPlan(part)) for part in (plan.work[:middle], plan.work[middle:])
+        ]
+        return StepResult(halves[0].work + halves[1].work)
+
+    def _fault(self, error: Exception) -> StepResult:
+        """What comes of a plan's only work when it fails."""
+        log.error("a request could not be computed", exc_info=error)
+        self._barren += 1
+        if self._barren == _HOPELESS:
+            raise error
+        return StepResult((WorkResult(fault=SEE_LOG),))
 
     def _execute(self, plan: StepPlan) -> PendingResult:
         """Start the plan; its masks are made meanwhile."""
@@ -158,7 +205,8 @@ class EngineCore:
         longest = max(map(len, message.generated), default=0)
         if not message.prompt:
             return RowError("the prompt is empty", status=400, param="prompt")
-        if message.n < 1 or len(message.generated) not in (0, message.n):
+        known = all(0 <= choice < message.n for choice in message.choices)
+        if message.n < 1 or len(message.generated) not in (0, message.n) or not known:
             return RowError("n must be at least 1 and match what is resumed", status=400, param="n")
         if not 0 <= message.params.seed <= MAX_SEED:
             return RowError(f"seed must be 0 to {MAX_SEED}", status=400, param="seed")
@@ -187,7 +235,8 @@ class EngineCore:
             if count is not None and not 0 <= count <= self.facts.vocab_size:
                 limit = self.facts.vocab_size
                 return RowError(f"{name} must be 0 to {limit}", status=400, param=name)
-        if self.scheduler.num_waiting + message.n > self._max_queue:
+        full = self.scheduler.num_waiting + message.n > self._max_queue
+        if full and not message.resumed:
             return RowError(
                 f"the queue is full ({self.scheduler.num_waiting} waiting); try again later",
                 status=503,

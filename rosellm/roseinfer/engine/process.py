@@ -19,10 +19,12 @@ import threading
 import time
 import traceback
 
+from rosellm.roseinfer.engine.pace import Pace
 from rosellm.roseinfer.errors import RosellmError
 from rosellm.roseinfer.messages import (
     Abort,
     Add,
+    Beat,
     Failed,
     Flush,
     Framer,
@@ -37,6 +39,7 @@ from rosellm.roseinfer.messages import (
 _CHUNK = 1 << 18
 _PROGRESS_INTERVAL_S = 0.05
 _OUTBOX = 1024
+_BEAT_S = 0.2
 
 
 class _Link:
@@ -95,6 +98,13 @@ class _ProgressReporter:
             self._link.send(progress)
 
 
+def _beat(link: _Link, pace: Pace) -> None:
+    """Say that this process lives, and whether its main thread gets on, until it ends."""
+    while True:
+        link.send(Beat(pace.stuck))
+        time.sleep(_BEAT_S)
+
+
 def _decode(payload: bytes) -> Add | Abort | Flush:
     message: ToEngine = decode_to_engine(payload)
     assert not isinstance(message, Start), "an engine starts once"
@@ -136,6 +146,7 @@ def _serve(link: _Link) -> None:
     gc.freeze()
     gc.enable()
     link.send(core.facts)
+    threading.Thread(target=_beat, args=(link, core.pace), name="pulse", daemon=True).start()
     run_engine(core, link.inbox, _decode, link.send)
 
 

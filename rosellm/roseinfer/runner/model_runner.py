@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -46,11 +47,14 @@ class Handle:
 def _hand_out(
     work: Work, samples: Iterator[Sample], scores: Iterator[Logprobs], vectors: Iterator[Tensor]
 ) -> WorkResult:
-    return WorkResult(
-        samples=tuple(islice(samples, len(work.logits))),
-        scores=tuple(islice(scores, len(work.scoring.targets) if work.scoring else 0)),
-        vector=Pooled(next(vectors).cpu().numpy().tobytes()) if work.pool else None,
-    )
+    chosen = tuple(islice(samples, len(work.logits)))
+    scored = tuple(islice(scores, len(work.scoring.targets) if work.scoring else 0))
+    vector = next(vectors).cpu() if work.pool else None
+    sound = all(sample.finite for sample in chosen)
+    sound = sound and not any(math.isnan(score.chosen) for score in scored)
+    if not sound or (vector is not None and not vector.isfinite().all()):
+        return WorkResult(fault="the model gave something that is no number")
+    return WorkResult(chosen, scored, None if vector is None else Pooled(vector.numpy().tobytes()))
 
 
 class ModelRunner:

@@ -23,23 +23,27 @@ class Chosen:
 
     Attributes:
         tokens: [R].
+        finite: [R], whether a row's logits were numbers, so that its token means something.
         logprobs: of the L tokens of which they are wanted: each row's own, if it wants any, and
             then its spare one: [L], and ids and log-probabilities of the likeliest tokens [L, most
             that a row wants].
     """
 
     tokens: Tensor
+    finite: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor] | None = None
 
     def to_samples(self, rows: Sequence[LogitRow]) -> list[Sample]:
         """Wait for the device and hand out one Sample a row."""
-        tokens = self.tokens.tolist()
+        tokens, finite = self.tokens.tolist(), self.finite.tolist()
         wanted = [] if self.logprobs is None else [part.tolist() for part in self.logprobs]
         logprobs = zip(*wanted, strict=True)
-        return [
-            Sample(token, *(Logprobs(*_cut(row, *next(logprobs))) for _ in _told(row, token)))
-            for row, token in zip(rows, tokens, strict=True)
-        ]
+        samples = []
+        for row, token, sound in zip(rows, tokens, finite, strict=True):
+            told = [Logprobs(*_cut(row, *next(logprobs))) for _ in _told(row, token)]
+            chosen, spare, *_ = *told, None, None
+            samples.append(Sample(token, chosen, spare, finite=sound))
+        return samples
 
 
 def _told(row: LogitRow, token: int) -> list[int]:
@@ -66,6 +70,7 @@ def sample(
         rows: what each row wants, R of them.
         allowed: see ``Ops.draw``.
     """
+    finite = _sound(logits)
     telling = [i for i, row in enumerate(rows) for _ in _told(row, 0)]
     raw = logits[_ints(telling, logits)] if telling else None
     _add_bias(logits, rows)
@@ -73,9 +78,17 @@ def sample(
     _penalise(logits, rows)
     tokens = ops.draw(logits, rows, None if allowed is None else allowed.to(logits.device))
     if raw is None:
-        return Chosen(tokens)
+        return Chosen(tokens, finite)
     width = max(rows[i].params.logprobs or 0 for i in telling)
-    return Chosen(tokens, ops.logprobs_of(raw, _told_tokens(rows, tokens, telling), width))
+    return Chosen(tokens, finite, ops.logprobs_of(raw, _told_tokens(rows, tokens, telling), width))
+
+
+def _sound(logits: Tensor) -> Tensor:
+    """Which rows are numbers: [R]. The others are zeroed: no kernel has to draw from them."""
+    finite = logits.amax(dim=1).isfinite()  # NaN is the largest
+    if logits.is_cuda or not finite.all():  # a GPU is not waited for
+        logits.masked_fill_(~finite[:, None], 0.0)
+    return finite
 
 
 def _told_tokens(rows: Sequence[LogitRow], tokens: Tensor, telling: Sequence[int]) -> Tensor:

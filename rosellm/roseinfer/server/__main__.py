@@ -40,9 +40,9 @@ def _serve(options: flags.Options) -> int:
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
         options = _with_local_files(options)
-        from rosellm.roseinfer.engine.client import ProcessClient
+        from rosellm.roseinfer.engine.supervisor import Supervisor
 
-        client = ProcessClient(options.engine)
+        client = Supervisor(options.engine, options.server.engine_restarts)
         from rosellm.roseinfer.server.run import run
 
         return run(options, sock, client)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Protocol
 
+from msgspec.structs import replace
+
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import EngineDeadError, RequestError
 from rosellm.roseinfer.messages import (
@@ -31,6 +33,7 @@ from rosellm.roseinfer.messages import (
 )
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server.answer_reader import AnswerReader
+from rosellm.roseinfer.server.readmission import Readmission
 from rosellm.roseinfer.speculation.prediction import Alignment
 from rosellm.roseinfer.text.answer_parser import PLAIN, AnswerFormat
 from rosellm.roseinfer.text.parts import Call, Parts
@@ -147,9 +150,12 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._ids = itertools.count(1)
         self._open: dict[int, _Request] = {}
+        self._closed: Exception | None = None
         self.stats = Stats()
         self.dead = asyncio.Event()
         self.death = ""
+        self.restarts = 0
+        self._readmission = Readmission(self._send_again)
 
     async def start(self, on_progress: Callable[[Progress], None] = lambda _: None) -> Ready:
         """Wait until the engine serves.
@@ -158,8 +164,16 @@ class Pipeline:
             ModelError, ConfigError: it cannot.
         """
         return await self._client.start(
-            on_progress=on_progress, on_outputs=self.on_outputs, on_death=self.on_death
+            on_progress=on_progress,
+            on_outputs=self.on_outputs,
+            on_death=self.on_death,
+            on_restart=self.on_restart,
         )
+
+    @property
+    def trouble(self) -> str:
+        """Why requests should go elsewhere for now; empty if there is no reason to."""
+        return self.death or self._client.trouble
 
     async def stop(self) -> None:
         await self._client.stop()
@@ -171,10 +185,10 @@ class Pipeline:
             watchers: see what the answer is made of.
 
         Raises:
-            EngineDeadError: nothing can be generated any more.
+            EngineDeadError, RequestError: nothing can be generated any more.
         """
-        if self.dead.is_set():
-            raise EngineDeadError(self.death)
+        if self._closed is not None:
+            raise self._closed
         answer = Answer(self, sum(job.n for job in jobs), watchers)
         first = 0
         for job in jobs:
@@ -185,6 +199,7 @@ class Pipeline:
     def drop(self, ids: Sequence[int]) -> None:
         """Forget these requests and abort those that still run."""
         running = [id for id in ids if self._open.pop(id, None)]
+        self._readmission.heard(running)
         if running and not self.dead.is_set():
             self._client.send(Abort(running))
 
@@ -195,35 +210,38 @@ class Pipeline:
             request = self._open.get(row.id)
             if request is not None:
                 self._take(request, row)
+        self._readmission.heard({row.id for row in outputs.rows})
+
+    def on_restart(self) -> None:
+        """Give a new engine every open request, with what the one before it has answered."""
+        self.restarts += 1
+        fault = self._readmission.restart(self._open)
+        if fault is not None:
+            message = "the engine has died over this request, more than once"
+            error = RequestError(message, status=500, code="engine_error")
+            self._open.pop(fault).answer.put(error)
+
+    def _send_again(self, id: int) -> None:
+        self._client.send(self._open[id].message(resumed=True))
 
     def on_death(self, reason: str) -> None:
         """End every open request with an error, and refuse all later ones."""
         self.death = reason
         self.dead.set()
-        self.fail_all(EngineDeadError(reason))
+        self.close(EngineDeadError(reason))
 
-    def fail_all(self, error: Exception) -> None:
-        """End every open request with this error."""
+    def close(self, error: Exception) -> None:
+        """End every open request with this error, and refuse all later ones with it."""
+        self._closed = error
         for request in list(self._open.values()):
             request.answer.put(error)
         self.drop(list(self._open))
 
     def _add(self, job: Job, first_index: int, answer: Answer) -> int:
         id = next(self._ids)
-        self._open[id] = _Request(job, first_index, answer, self._tokenizer)
-        self._client.send(
-            Add(
-                id=id,
-                prompt=job.prompt,
-                params=job.params,
-                n=job.n,
-                priority=job.priority,
-                cache_salt=job.cache_salt,
-                want=job.want,
-                grammar=job.grammar,
-                prediction=job.prediction,
-            )
-        )
+        request = _Request(id, job, first_index, answer, self._tokenizer)
+        self._open[id] = request
+        self._client.send(request.message())
         return id
 
     def _take(self, request: _Request, row: Output) -> None:
@@ -297,9 +315,15 @@ class Answer:
 class _Request:
     """What is known of one request in flight."""
 
-    def __init__(self, job: Job, first_index: int, answer: Answer, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, id: int, job: Job, first_index: int, answer: Answer, tokenizer: Tokenizer
+    ) -> None:
         self.answer = answer
+        self._id = id
+        self._job = job
         self._begun = False
+        self._scored = 0  # prompt positions that have been told
+        self._skip = 0  # those of them that a new engine tells once more
         reader = job.reader(tokenizer)
         self._choices = [_Choice(job, first_index + choice, reader) for choice in range(job.n)]
 
@@ -307,10 +331,34 @@ class _Request:
     def finished(self) -> bool:
         return all(choice.finish for choice in self._choices)
 
+    def message(self, resumed: bool = False) -> Add:
+        """What an engine that does not know this request is told, answered so far or not."""
+        job, self._skip = self._job, self._scored
+        open = [index for index, choice in enumerate(self._choices) if not choice.finish]
+        begun = any(choice.tokens for choice in self._choices)
+        params = replace(job.params, prompt_logprobs=None) if begun else job.params
+        return Add(
+            id=self._id,
+            prompt=job.prompt,
+            params=params,
+            n=job.n,
+            generated=[[] if choice.finish else list(choice.tokens) for choice in self._choices]
+            if begun
+            else [],
+            priority=job.priority,
+            cache_salt=job.cache_salt,
+            want=job.want,
+            grammar=job.grammar,
+            prediction=job.prediction,
+            choices=open if len(open) < job.n else [],
+            resumed=resumed,
+        )
+
     def take(self, row: Output) -> None:
         """Turn a row into a delta, or raise what it says."""
         if row.error is not None or row.finish in ("error", "abort"):
             raise _refusal(row.error or RowError("the engine ended this request", 503))
+        self._take_scores(row)
         choice = self._choices[row.choice]
         if choice.finish is None:
             self.answer.put(choice.feed(row, cached=0 if self._begun else row.cached))
@@ -318,12 +366,21 @@ class _Request:
         if row.last and not self.finished:
             raise RequestError("the engine left an answer unfinished", status=500)
 
+    def _take_scores(self, row: Output) -> None:
+        """Count the prompt's scores, and leave out those that have been told before."""
+        scores = row.prompt_logprobs or []
+        again = min(self._skip, len(scores))
+        self._skip -= again
+        self._scored += len(scores) - again
+        row.prompt_logprobs = scores[again:]
+
 
 class _Choice:
     """Rows of one choice on their way to deltas."""
 
     def __init__(self, job: Job, index: int, tokenizer: Tokenizer) -> None:
         self.finish: Finish | None = None
+        self.tokens: list[int] = []
         self._index = index
         self._reasoning_tokens = 0
         self._include_stop = job.include_stop
@@ -338,6 +395,7 @@ class _Choice:
         )
 
     def feed(self, row: Output, cached: int) -> Delta:
+        self.tokens += row.tokens
         parts, taken = self._read(row)
         self.finish = self._finish(row)
         ids = tuple(row.tokens[:taken])

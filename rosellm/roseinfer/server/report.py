@@ -71,6 +71,12 @@ def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
         yield f"  {name:<{width}}  {value}" + (f"  ({reason})" if reason else "")
 
 
+def in_words(progress: Progress) -> str:
+    """How far loading is, on one line."""
+    percent = f", {100 * progress.done // progress.total} %" if progress.total else ""
+    return progress.phase + percent
+
+
 @contextmanager
 def _bar() -> Iterator[Show]:
     from rich.console import Console

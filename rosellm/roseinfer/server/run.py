@@ -10,25 +10,26 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Iterator
-from typing import TypeVar
+from collections.abc import Awaitable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import uvicorn
 
 from rosellm.roseinfer.demo import ABOUT
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.messages import Progress
 from rosellm.roseinfer.server import edge, listen, report
 from rosellm.roseinfer.server.app import create_app
 from rosellm.roseinfer.server.flags import Options
-from rosellm.roseinfer.server.generate import Pipeline
+from rosellm.roseinfer.server.gate import Gate
 from rosellm.roseinfer.server.load import load_service
 from rosellm.roseinfer.server.service import Service
 
 log = logging.getLogger(__name__)
 
 MOURNING_S = 3.0  # /health says 503 this long after the engine's death, for load balancers to see
-GRACE_S = 5.0  # for requests in flight when told to stop
+FAREWELL_S = 5  # for the last bytes of answers to leave
 
 T = TypeVar("T")
 
@@ -41,19 +42,29 @@ def run(options: Options, sock: socket.socket, client: EngineClient) -> int:
 
 
 async def _live(options: Options, sock: socket.socket, client: EngineClient) -> int:
-    stop = _StopSignals()
+    stop, gate = _StopSignals(), Gate()
+    server = _server(gate, options)
+    listen.listen(sock)
+    answering = asyncio.ensure_future(server.serve(sockets=[sock]))
     try:
-        service = await stop.unless_told(_load(options, client))
+        service = await stop.unless_told(_load(options, client, gate))
         gc.freeze()
         gc.enable()
-        return 0 if service is None else await _serve(service, sock, stop, options)
+        return 0 if service is None else await _serve(service, sock, gate, stop, options)
     finally:
+        server.should_exit = True
+        await answering
         await client.stop()
 
 
-async def _load(options: Options, client: EngineClient) -> Service:
+async def _load(options: Options, client: EngineClient, gate: Gate) -> Service:
     with report.loading() as show:
-        return await load_service(options, client, show)
+
+        def tell(progress: Progress) -> None:
+            show(progress)
+            gate.loading(report.in_words(progress))
+
+        return await load_service(options, client, tell)
 
 
 def _about(options: Options) -> str:
@@ -62,23 +73,33 @@ def _about(options: Options) -> str:
 
 
 async def _serve(
-    service: Service, sock: socket.socket, stop: _StopSignals, options: Options
+    service: Service, sock: socket.socket, gate: Gate, stop: _StopSignals, options: Options
 ) -> int:
+    """Serve until told to stop, or until the engine is dead for good. Returns the exit code."""
     key = os.environ.get(listen.KEY_VARIABLE)
-    server = _server(service, key, _limits(options))
-    about = _about(options)
-    listen.listen(sock)
-    url = listen.url(sock)
+    gate.open(create_app(service, key), service.metrics.reject)
+    about, url = _about(options), listen.url(sock)
     text = report.summary(service.name, service.ready, url, needs_key=bool(key), about=about)
     print(text, file=sys.stderr, flush=True)
-    endings = [
-        asyncio.ensure_future(_end_when_told(server, service.pipeline, stop)),
-        asyncio.ensure_future(_end_when_dead(server, service.pipeline)),
-    ]
-    await server.serve(sockets=[sock])
-    for ending in endings:
-        ending.cancel()
-    return 1 if service.pipeline.dead.is_set() else 0
+    pipeline = service.pipeline
+    if not await _first(pipeline.dead.wait(), stop.told.wait()):
+        log.error("%s; ending in %.0f s", pipeline.death, MOURNING_S)
+        await _first(stop.told.wait(), asyncio.sleep(MOURNING_S))
+        return 1
+    gate.close("the server is shutting down")
+    await _first(gate.empty(), stop.told_again.wait(), asyncio.sleep(options.server.drain_timeout))
+    pipeline.close(RequestError("the server is shutting down", status=503))
+    return 1 if pipeline.dead.is_set() else 0
+
+
+async def _first(*events: Coroutine[Any, Any, object]) -> int:
+    """Wait for the first of these. Returns which it is."""
+    tasks = [asyncio.ensure_future(event) for event in events]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    done = [task.done() for task in tasks]
+    for task in tasks:
+        task.cancel()
+    return done.index(True)
 
 
 class _Server(uvicorn.Server):
@@ -89,44 +110,25 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _limits(options: Options) -> edge.Limits:
+def _server(gate: Gate, options: Options) -> _Server:
     asked = options.server
-    return edge.Limits(
+    limits = edge.Limits(
         connections=asked.max_connections,
         receipt_s=asked.request_timeout_s,
         stall_s=asked.stall_timeout_s,
     )
-
-
-def _server(service: Service, key: str | None, limits: edge.Limits) -> _Server:
     return _Server(
         uvicorn.Config(
-            create_app(service, key),
-            http=edge.protocol(limits, service.metrics.reject),
+            gate,
+            http=edge.protocol(limits, gate.refused),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=round(GRACE_S) + 2,
+            timeout_graceful_shutdown=FAREWELL_S,
         )
     )
-
-
-async def _end_when_told(server: _Server, pipeline: Pipeline, stop: _StopSignals) -> None:
-    """Let requests in flight finish for a while; then, or told again, end them with an error."""
-    await stop.told.wait()
-    server.should_exit = True
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.told_again.wait(), GRACE_S)
-    pipeline.fail_all(RequestError("the server is shutting down", status=503))
-
-
-async def _end_when_dead(server: _Server, pipeline: Pipeline) -> None:
-    await pipeline.dead.wait()
-    log.error("%s; ending in %.0f s", pipeline.death, MOURNING_S)
-    await asyncio.sleep(MOURNING_S)
-    server.should_exit = True
 
 
 class _StopSignals:

@@ -16,18 +16,18 @@ router = APIRouter()
 
 @router.get("/health")
 async def health(service: Served) -> Response:
-    """Whether requests can be answered: 200, or 503 once the engine is dead."""
+    """Whether requests should be sent here: 200, or 503 while the engine does not serve."""
     pipeline = service.pipeline
-    if pipeline.dead.is_set():
-        raise EngineDeadError(pipeline.death)
+    if pipeline.trouble:
+        raise EngineDeadError(pipeline.trouble)
     return json_response(Health(model=service.name, engine=asdict(pipeline.stats)))
 
 
 @router.get("/readyz")
 async def ready(service: Served) -> Response:
     """The same in one word: whether to send requests here."""
-    if service.pipeline.dead.is_set():
-        raise EngineDeadError(service.pipeline.death)
+    if service.pipeline.trouble:
+        raise EngineDeadError(service.pipeline.trouble)
     return json_response(Alive())
 
 

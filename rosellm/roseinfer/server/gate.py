@@ -1,0 +1,83 @@
+"""Who is let in: nobody while the model loads, everybody, or nobody new while the server ends.
+
+It stands before the application, which is there only once the model is. The server listens from its
+first moment on, so that whoever asks is told how far it is instead of finding nobody at home.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.server.error_body import error_response
+from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.schemas.responses import Alive
+
+ALIVE = b"/livez"
+WATCHED = frozenset({b"/metrics"})
+"""Let in while the server ends: who watches it wants to see that too."""
+RETRY_S = 1
+
+
+class Gate:
+    """An ASGI application around the one that answers."""
+
+    def __init__(self) -> None:
+        self._app: ASGIApp | None = None
+        self._closed = "the model is loading"  # why nobody is let in; empty if everybody is
+        self._on_refusal: Callable[[int], None] | None = None
+        self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def loading(self, how_far: str) -> None:
+        """Tell whoever asks how far the model is."""
+        self._closed = f"the model is loading: {how_far}"
+
+    def open(self, app: ASGIApp, on_refusal: Callable[[int], None]) -> None:
+        """Let everybody in to this application.
+
+        Args:
+            on_refusal: is told the status of what is answered in its place from now on.
+        """
+        self._app, self._closed, self._on_refusal = app, "", on_refusal
+
+    def close(self, reason: str) -> None:
+        """Let nobody in any more. Who is inside stays."""
+        self._closed = reason
+
+    async def empty(self) -> None:
+        """Wait until nobody is inside."""
+        await self._empty.wait()
+
+    def refused(self, status: int) -> None:
+        """Somebody was answered in the application's place."""
+        if self._on_refusal is not None:
+            self._on_refusal(status)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is not None and (not self._closed or scope.get("raw_path") in WATCHED):
+            return await self._admit(self._app, scope, receive, send)
+        if scope["type"] == "http":
+            await self._refuse(scope, receive, send)
+
+    async def _admit(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self._inside += 1
+        self._empty.clear()
+        try:
+            await app(scope, receive, send)
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].encode() == ALIVE:
+            return await json_response(Alive())(scope, receive, send)
+        self.refused(503)
+        error = RequestError(self._closed, status=503, code="not_ready")
+        headers = {"retry-after": str(RETRY_S), "connection": "close"}
+        await error_response(error, headers)(scope, receive, send)

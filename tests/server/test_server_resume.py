@@ -1,0 +1,118 @@
+"""What a new engine is told of the requests that the one before it left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from rosellm.roseinfer.messages import Add, Logprobs, Output, Outputs, Stats
+from tests.server.fakes import Server, events, serving, silent
+
+
+async def asked(server: Server, count: int = 1) -> None:
+    while len(server.engine.added) < count:
+        await asyncio.sleep(0)
+
+
+def say(server: Server, *rows: Output) -> None:
+    server.engine.on_outputs(Outputs(list(rows), Stats()))
+
+
+def restarted(server: Server) -> list[Add]:
+    """The requests that the engine is sent again."""
+    before = len(server.engine.added)
+    server.engine.revive()
+    return server.engine.added[before:]
+
+
+def test_an_answer_goes_on_where_it_was() -> None:
+    async def test() -> None:
+        async with serving(silent) as server:
+            task = asyncio.ensure_future(server.complete(max_tokens=6, seed=3, stream=True))
+            await asked(server)
+            first = server.engine.added[0]
+            say(server, Output(first.id, 0, [104, 101]), Output(first.id, 0, [108]))
+            (again,) = restarted(server)
+            assert (again.id, again.prompt, again.params) == (first.id, first.prompt, first.params)
+            assert (again.generated, again.choices, again.resumed) == ([[104, 101, 108]], [], True)
+            assert (first.generated, first.resumed) == ([], False)
+            say(server, Output(first.id, 0, [108, 111, 33], finish="length", last=True))
+            chunks = events(await task)
+            texts = [each["choices"][0]["text"] for each in chunks if each != "[DONE]"]
+            assert "".join(texts) == "hello!"
+            assert restarted(server) == []
+
+    asyncio.run(test())
+
+
+def test_choices_that_have_ended_are_not_answered_again() -> None:
+    async def test() -> None:
+        async with serving(silent) as server:
+            task = asyncio.ensure_future(server.complete(max_tokens=3, n=3, stop="b"))
+            await asked(server)
+            id = server.engine.added[0].id
+            say(server, Output(id, 0, [97]), Output(id, 1, [97, 98]), Output(id, 2, [97, 97]))
+            (again,) = restarted(server)
+            assert again.choices == again.wanted == [0, 2]
+            assert again.generated == [[97], [], [97, 97]]
+            say(server, Output(id, 0, [97, 97], finish="length"))
+            say(server, Output(id, 2, [99], finish="length", last=True))
+            answer = (await task).json()
+            assert [each["text"] for each in answer["choices"]] == ["aaa", "a", "aac"]
+            assert answer["usage"]["completion_tokens"] == 8
+
+    asyncio.run(test())
+
+
+def test_scores_of_the_prompt_are_told_once() -> None:
+    def scores(*values: float) -> list[Logprobs]:
+        return [Logprobs(value, [], []) for value in values]
+
+    async def test() -> None:
+        async with serving(silent) as server:
+            fields: dict[str, Any] = {"prompt": "abcd", "prompt_logprobs": 0, "max_tokens": 1}
+            task = asyncio.ensure_future(server.complete(**fields))
+            await asked(server)
+            id = server.engine.added[0].id
+            length = len(server.engine.added[0].prompt)
+            values = [-float(place) for place in range(1, length)]
+            say(server, Output(id, prompt_logprobs=scores(*values[:2])))
+            (again,) = restarted(server)
+            assert again.params.prompt_logprobs == 0
+            say(server, Output(id, prompt_logprobs=scores(*values[:1])))
+            say(server, Output(id, prompt_logprobs=scores(*values[1:])))
+            say(server, Output(id, 0, [97]))
+            (again,) = restarted(server)
+            assert again.params.prompt_logprobs is None, "they have all been told"
+            say(server, Output(id, 0, finish="length", last=True))
+            told = (await task).json()["choices"][0]["prompt_logprobs"]
+            assert [next(iter(each.values()))["logprob"] for each in told[1:]] == values
+
+    asyncio.run(test())
+
+
+def test_who_left_meanwhile_is_not_sent_again() -> None:
+    async def test() -> None:
+        async with serving(silent) as server:
+            task = asyncio.ensure_future(server.complete(max_tokens=3))
+            await asked(server)
+            server.service.pipeline.drop([server.engine.added[0].id])
+            assert restarted(server) == []
+            task.cancel()
+
+    asyncio.run(test())
+
+
+def test_an_engine_in_trouble_is_not_ready_and_says_why() -> None:
+    async def test() -> None:
+        async with serving(silent) as server:
+            for path in ("/health", "/readyz"):
+                assert (await server.client.get(path)).status_code == 200
+                server.engine.trouble = "the engine does not answer"
+                answer = await server.client.get(path)
+                assert answer.status_code == 503
+                assert "does not answer" in answer.json()["error"]["message"]
+                server.engine.trouble = ""
+            assert (await server.client.get("/livez")).status_code == 200
+
+    asyncio.run(test())
