@@ -108,7 +108,8 @@ def _plan(config: EngineConfig, memory_gb: float | None) -> Told:
             plan, refusal = plan_memory(made, free), ""
         except RosellmError as error:
             plan, refusal = None, str(error)
-        return Told(made, needs_of(made), plan, refusal, free, engine, api)
+        needs = plan.needs if plan else needs_of(made)
+        return Told(made, needs, plan, refusal, free, engine, api)
     finally:
         measured.stop()
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ModelError, RosellmError
 from rosellm.roseinfer.layers.linear import Matrix
+from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import resolve
 from rosellm.roseinfer.runner.choices import Choices, choose
 from rosellm.roseinfer.runner.resolve import CachePlan, TooLittleError
@@ -40,7 +42,7 @@ class Needs:
 
     Attributes:
         weights: as the kernels hold them, quantised or not.
-        tables: of rotary embeddings, for every position.
+        tables: of rotary embeddings, for every position that is served, or wanted.
         step: activations, workspaces and logits of the largest step.
         extras: on top of ``step`` where every row has penalties and log-probabilities.
         loading: on top of the weights while they are loaded: what is being laid out.
@@ -103,22 +105,24 @@ def plan_memory(choices: Choices, free: int) -> MemoryPlan:
 
 
 def _within(choices: Choices, needs: Needs, free: int) -> MemoryPlan:
-    least = needs.weights + max(needs.loading, needs.tables + needs.step)
+    least = needs.weights + max(needs.loading, needs.step)
     if least > free:
         raise ModelError(
             f"the weights take {needs.weights / _GIB:.2f} GiB, loading them or a step "
             f"{(least - needs.weights) / _GIB:.2f} GiB, and {free / _GIB:.2f} GiB are free on "
             f"{choices.device}: make room, or use a smaller model"
         )
-    cache = resolve.resolve_cache(
+    size = partial(
+        resolve.resolve_cache,
         choices.config,
         choices.spec,
         choices.kv_dtype,
         choices.device,
         choices.step_tokens,
-        free - needs.serving,
     )
-    return MemoryPlan(needs, cache, free)
+    longest = size(free - needs.weights - needs.step).max_model_len
+    needs = replace(needs, tables=_table_bytes(choices.spec, longest))
+    return MemoryPlan(needs, size(free - needs.serving), free)
 
 
 def fitting(choices: Choices, free: int) -> Iterator[str]:
@@ -151,21 +155,20 @@ def _alternatives(choices: Choices) -> Iterator[tuple[str, EngineConfig]]:
 
 def needs_of(choices: Choices) -> Needs:
     """The sizes of what has to be there."""
+    spec = choices.spec
     rows = min(choices.config.scheduler.max_num_seqs, choices.step_tokens)
-    logits = rows * choices.spec.vocab_size if choices.spec.generates else 0
+    logits = rows * spec.vocab_size if spec.generates else 0
     return Needs(
         weights=choices.model.weight_bytes(choices.dtype),
-        tables=_table_bytes(choices),
+        tables=_table_bytes(spec, resolve.wanted_length(choices.config.model, spec)),
         step=_activation_bytes(choices) + logits * _logit_bytes(choices),
         extras=logits * EXTRA_ROW_BYTES,
         loading=_loading_bytes(choices),
     )
 
 
-def _table_bytes(choices: Choices) -> int:
+def _table_bytes(spec: ModelSpec, positions: int) -> int:
     """cos and sin of every position, for each different rotary embedding."""
-    spec = choices.spec
-    positions = resolve.wanted_length(choices.config.model, spec)
     ropes = {spec.rope_of(layer) for layer in range(spec.num_layers)} - {None}
     return sum(positions * rope.dim * _FLOAT_BYTES for rope in ropes if rope is not None)
 

@@ -174,7 +174,7 @@ def choose_template(choice: str, own: str | Mapping[str, str] | None) -> str:
             f"chat template {choice}: no such file, nor one of the model's own, which {names}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"chat template {choice} cannot be read: {error}") from None
+        raise ModelError(f"chat template {choice} cannot be read: {shown(str(error))}") from None
     if path.suffix == ".json":
         raise ModelError(f"chat template {choice}: a file of Jinja source is expected, not JSON")
     _compile(choice, source)
