@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from rosellm.roseinfer.server import flags
+from rosellm.roseinfer.server.fields import CONFIGS
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -23,12 +23,75 @@ setting's name with dashes (`--max-model-len`), a keyword of `LLM(...)` the name
 (`max_model_len`). A yes-or-no flag has a `--no-` form. A request's own fields come before the
 sampling defaults here, and these before the model's `generation_config.json`.
 
+## Where settings come from
+
+`rosellm serve` (and `python -m rosellm.roseinfer.server`, which is the same) takes them from three
+places, each before the one above it:
+
+1. a TOML file, named by `--config FILE` or `ROSELLM_CONFIG`. Its keys are the names below, without
+   tables; relative paths in it are seen from where the server is started.
+2. the environment: `ROSELLM_` and the name in capitals (`ROSELLM_MAX_MODEL_LEN=8192`). Yes or no is
+   `1`, `true`, `yes`, `on` or `0`, `false`, `no`, `off`; lists are divided by commas; an empty
+   variable counts as none.
+3. flags.
+
+<!-- file: rosellm.toml -->
+```toml
+model = "/models/my-llama"
+served_model_name = "my-llama"
+max_model_len = 8192
+host = "0.0.0.0"
+api_key_file = "/etc/rosellm/keys.toml"
+cors_origin = ["https://app.example"]
+```
+
+A name that is no setting, a value of another type and one out of its range end the start with one
+line that names the file or the variable and the setting (exit code 2). Variables that Kubernetes
+sets for a service called `rosellm` are passed over (`ROSELLM_PORT=tcp://...` is one).
+
 The model is the first argument, `rosellm serve MODEL`: a Hugging Face folder, a hub id
 (`org/name[@revision]`) or a rosetrainer `.pt` checkpoint. Left out, it is `rosellm-demo`, the small
 model that comes with rosellm, which may be called by that name too.
 """
 
 TAIL = """\
+## API keys
+
+With a key set, every route but `/health`, `/livez` and `/readyz` asks for
+`Authorization: Bearer KEY`. One key without limits stands in `ROSELLM_API_KEY`; several, each with
+a name and limits of its own, in the file that `api_key_file` names, a TOML table for each:
+
+<!-- file: keys.toml -->
+```toml
+[keys.alice]
+key = "sk-alice-2f6a9c"
+requests_per_minute = 60
+tokens_per_minute = 20000
+max_concurrent = 4
+
+[keys.nightly-jobs]
+sha256 = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+```
+
+| field | what it says |
+| --- | --- |
+| `key` | the key itself; keep the file readable by its owner alone (else there is a warning) |
+| `sha256` | or its hash: `printf %s "$KEY" \\| sha256sum` |
+| `requests_per_minute` | requests, of any kind, that it may make |
+| `tokens_per_minute` | tokens of prompts and answers |
+| `max_concurrent` | requests at one time |
+
+A limit that is left out does not exist. Requests and tokens flow back at an even rate, up to one
+minute's worth. A prompt's tokens, cached ones too, are taken when it is admitted and an answer's as
+they are made; what overdraws the tokens is finished, and the next request waits until they are
+paid back. A request over a limit is a 429 (`rate_limit_exceeded`) with `Retry-After`, and costs
+nothing. Every answer to a limited key carries OpenAI's `x-ratelimit-limit-requests`,
+`x-ratelimit-remaining-requests`, `x-ratelimit-reset-requests` (the time until all are there again)
+and the same for `-tokens`.
+
+The name is the tenant of the requests: keys do not share a prefix cache. `ROSELLM_API_KEY` has the
+name `default`. The file is read once, at the start.
+
 ## Other spellings
 
 | flag | the same as |
@@ -43,6 +106,8 @@ TAIL = """\
 | variable | what it does |
 | --- | --- |
 | `ROSELLM_API_KEY` | what every route but the probes asks for; `rosellm chat --url` sends it |
+| `ROSELLM_CONFIG` | the file of settings, where no `--config` names one |
+| `ROSELLM_` and a setting's name | the setting, see above |
 | `HF_HOME` | where the hub's files are kept (default `~/.cache/huggingface`) |
 | `HF_TOKEN` | token for gated and private models |
 | `HF_HUB_OFFLINE` | `1` never asks the network: only what is in the cache is found |
@@ -56,7 +121,7 @@ TAIL = """\
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *map(_section, flags.CONFIGS), TAIL])
+    return "\n".join([HEAD, *map(_section, CONFIGS), TAIL])
 
 
 def _section(config: type) -> str:
@@ -80,6 +145,8 @@ def _values(hint: Any, metadata: Any) -> str:
     parts = [part for part in get_args(hint) if part is not type(None)]
     if get_origin(hint) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "texts"
     kind = parts[0] if parts else hint
     if kind is bool:
         return "yes, no"
@@ -91,7 +158,7 @@ def _values(hint: Any, metadata: Any) -> str:
 
 
 def _default(default: Any) -> str:
-    if default is None or default is MISSING:
+    if default in (None, MISSING, ()):
         return ""
     if isinstance(default, bool):
         return "yes" if default else "no"

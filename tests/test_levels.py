@@ -24,6 +24,7 @@ LEVELS = {
     "rosellm.roseinfer.messages": 0,
     "rosellm.roseinfer.request": 0,
     "rosellm.roseinfer.step": 0,
+    "rosellm.roseinfer.toml_file": 0,
     "rosellm.roseinfer.cache.blocks": 1,
     "rosellm.roseinfer.cache.manager": 1,
     "rosellm.roseinfer.demo": 1,

@@ -1,7 +1,8 @@
 """Everything that can be configured, as frozen dataclasses.
 
-Command-line flags are generated from these fields (``server/flags.py``), so a
-field's name, type, default and help are written once. Nothing here is ever
+Command-line flags are generated from these fields (``server/flags.py``), and so are the keys of
+the config file and the variables of the environment (``server/sources.py``): a field's name, type,
+default and help are written once. Nothing here is ever
 mutated: what "auto" came to is decided by ``resolve`` functions elsewhere,
 which return decisions with their reasons.
 """
@@ -44,9 +45,25 @@ ReasoningParser = Literal[
 Speculate = Literal["none", "ngram"]
 
 
-def option(default: Any, help: str, *, least: float = 0, most: float = float("inf")) -> Any:
-    """A dataclass field with the sentence that ``--help`` prints for it, and its range."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most})
+ORIGIN = (r"\*|https?://[^/?#@\s,]+", "an origin such as https://app.example:8443, or *")
+"""What a browser calls a page's origin: no path, no slash at the end."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float = 0,
+    most: float = float("inf"),
+    form: tuple[str, str] | None = None,
+) -> Any:
+    """A dataclass field with the sentence that ``--help`` prints for it, and its range.
+
+    Args:
+        form: what each text of a list must match as a whole, and how to say that.
+    """
+    about = {"help": help, "least": least, "most": most, "form": form}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -178,6 +195,18 @@ class ServerConfig:
     engine_restarts: int = option(
         3, "times that an engine that died or hangs is started again within 5 minutes"
     )
+    api_key_file: str | None = option(
+        None, "TOML file of API keys with their names and limits, beside ROSELLM_API_KEY"
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "origin whose web pages may read the answers, or * for all; several by commas",
+        form=ORIGIN,
+    )
+    tls_cert: str | None = option(
+        None, "certificate chain in PEM: serve https; its private key may be in the same file"
+    )
+    tls_key: str | None = option(None, "private key of `tls_cert`, in PEM and without a passphrase")
     insecure: bool = option(
         False, "listen on an address that other machines reach although no key is set"
     )

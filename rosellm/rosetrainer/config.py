@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rosellm.roseinfer.errors import ConfigError, shown
+from rosellm.roseinfer.toml_file import read_toml
 
 Section = TypeVar("Section")
 
@@ -144,7 +145,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: there is no such file, it is not TOML, or a key or value cannot be.
     """
     file = Path(path).expanduser()
-    values = _parse(file)
+    values = read_toml(file, "config file")
     for override in overrides:
         _override(values, override)
     _refuse_unknown(values, SECTIONS, "section")
@@ -154,15 +155,6 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     config = TrainConfig(**sections, folder=file.parent)
     _check(config)
     return config
-
-
-def _parse(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such config file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as TOML: {shown(str(error))}") from None
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -82,6 +82,12 @@ def complaint(capsys: Show, code: int) -> str:
     return "\n".join(lines[start:])
 
 
+def complaint_after(capsys: Show, code: int) -> str:
+    """What stands before the complaint."""
+    assert code == 2
+    return capsys.readouterr().err.partition("\nerror: ")[0]
+
+
 def check(capsys: Show, code: int, *says: str) -> None:
     said = complaint(capsys, code)
     for words in says:
@@ -160,10 +166,27 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         ("serve GOOD --tokenizer ./x", ["--tokenizer './x'", "no such folder or file"]),
         ("generate GOOD a --tokenizer ./x", ["--tokenizer './x'", "no such folder or file"]),
         ("inspect GOOD --tokenizer ./x", ["--tokenizer './x'", "no such folder or file"]),
+        ("serve GOOD --api-key secret", ["flag --api-key;", "did you mean --api-key-file?"]),
+        ("serve GOOD --api-key-file no.toml", ["no.toml: no such file of API keys"]),
+        ("serve GOOD --config no.toml", ["no.toml: no such config file"]),
+        ("serve GOOD --tls-cert no.pem", ["--tls-cert no.pem: No such file"]),
+        ("serve GOOD --tls-key no.pem", ["--tls-key is of no use without --tls-cert"]),
+        ("serve GOOD --cors-origin app", ["--cors-origin must be an origin such as", "'app'"]),
     ],
 )
 def test_a_bad_flag(capsys: Show, model_folder: Path, line: str, says: list[str]) -> None:
     check(capsys, cli.main(line.replace("GOOD", str(model_folder)).split()), *says)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_keys_that_everybody_can_read(capsys: Show, tmp_path: Path) -> None:
+    """A warning, which stands before what ends this start."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[keys.alice]\nkey = "a-secret"')
+    keys.chmod(0o644)
+    line = ["serve", "--api-key-file", str(keys), "--tls-key", "x"]
+    said = complaint_after(capsys, cli.main(line))
+    assert said == f"warning: {keys}: other users of this machine can read or change it (chmod 600)"
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -27,9 +27,11 @@ from rosellm.roseinfer.messages import (
     Stats,
 )
 from rosellm.roseinfer.server.app import create_app
+from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
 from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.journal import Journal
+from rosellm.roseinfer.server.keys import Keys
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.service import Service
@@ -246,6 +248,8 @@ async def serving(
     model: GenerationConfig | None = None,
     chat_template: str | None = None,
     api_key: str | None = None,
+    keys: Keys | None = None,
+    cors_origins: Sequence[str] = (),
     name: str = "m",
     generates: bool = True,
     tokenizer: Tokenizer | None = None,
@@ -267,8 +271,9 @@ async def serving(
         unknown_parameters=unknown_parameters,
         journal=journal,
     )
-    app = create_app(service, api_key)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    app = create_app(service, api_key, keys=keys)
+    outermost = Cors(app, cors_origins) if cors_origins else app
+    transport = httpx.ASGITransport(outermost, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield Server(app, engine, service, client)
 

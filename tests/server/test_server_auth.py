@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
@@ -44,6 +47,33 @@ def test_closed(method: str, path: str, sent: str | None) -> None:
             assert response.json()["error"]["type"] == "authentication_error"
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("sent", [None, "Bearer wrong"])
+def test_every_route_that_there_is(sent: str | None) -> None:
+    """Whatever route is added: it is closed, unless it is one of three."""
+
+    async def test() -> None:
+        async with serving(says("x"), api_key=KEY) as server:
+            headers = {} if sent is None else {"authorization": sent}
+            answers = {
+                (method, path): await server.client.request(method, path, headers=headers)
+                for method, path in routes(server.app.routes)
+            }
+            assert len(answers) >= 15
+            opened = {path for (_, path), each in answers.items() if each.status_code != 401}
+            assert opened == {"/health", "/livez", "/readyz"}
+
+    asyncio.run(test())
+
+
+def routes(found: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Method and path of each, with something in the place of parameters."""
+    for route in found:
+        included = getattr(route, "original_router", route)  # as newer FastAPIs wrap them
+        yield from routes(getattr(included, "routes", ()))
+        for method in getattr(route, "methods", None) or ():
+            yield method, re.sub(r"\{.*?\}", "x", route.path)
 
 
 def test_open_with_the_key() -> None:

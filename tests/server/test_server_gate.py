@@ -19,7 +19,7 @@ def test_while_it_loads_everybody_is_told_how_far_it_is() -> None:
         gate = Gate()
         async with client(gate) as http:
             gate.loading("reading weights, 45 %")
-            for path in ("/health", "/readyz", "/v1/models", "/metrics", "/nowhere"):
+            for path in ("/health", "/readyz", "/v1/models", "/metrics", "/nowhere", "/%6civez"):
                 answer = await http.get(path)
                 assert answer.status_code == 503
                 assert "reading weights, 45 %" in answer.json()["error"]["message"]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-import msgspec
+from typing import Any, TypeVar
 
 from rosellm.roseinfer.config import (
     CacheConfig,
@@ -19,8 +16,9 @@ from rosellm.roseinfer.config import (
     ServerConfig,
 )
 from rosellm.roseinfer.demo import model_or_demo
-from rosellm.roseinfer.errors import ConfigError
-from rosellm.roseinfer.server.flags import Options, check_model, out_of_range
+from rosellm.roseinfer.errors import ConfigError, did_you_mean
+from rosellm.roseinfer.server.fields import fields_of, fitting
+from rosellm.roseinfer.server.flags import Options, check_model
 
 Config = TypeVar("Config")
 
@@ -38,7 +36,7 @@ def read_settings(given: Mapping[str, Any]) -> Options:
     """
     for name in given:
         if name not in NAMES:
-            raise ConfigError(f"unknown setting {name!r}{_hint(name)}")
+            raise ConfigError(f"unknown setting {name!r}{did_you_mean(name, NAMES)}")
     values = {name: _plain(value) for name, value in given.items()}
     values["model"] = model_or_demo(values.get("model"), values.get("tokenizer"))
     engine = EngineConfig(
@@ -51,30 +49,16 @@ def read_settings(given: Mapping[str, Any]) -> Options:
 
 
 def _build(part: type[Config], values: Mapping[str, Any]) -> Config:
-    hints = get_type_hints(part)
-    own = {name: value for name, value in values.items() if name in hints}
-    for name, value in own.items():
-        try:
-            msgspec.convert(value, hints[name])
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"{name}={value!r}: {_expected(hints[name], error)}") from None
-    for name, complaint in out_of_range(part, own):
-        raise ConfigError(f"{name} {complaint}")
-    return part(**own)
+    own = {name: value for name, value in values.items() if name in fields_of(part)}
+    return part(**{name: _fitting(name, value) for name, value in own.items()})
 
 
-def _expected(hint: Any, error: msgspec.ValidationError) -> str:
-    if get_origin(hint) is Literal:
-        return f"must be one of {', '.join(get_args(hint))}"
-    return str(error)
+def _fitting(name: str, value: Any) -> Any:
+    try:
+        return fitting(name, value)
+    except ValueError as error:
+        raise ConfigError(f"{name} {error}") from None
 
 
 def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _hint(name: str) -> str:
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(sorted(NAMES))}"

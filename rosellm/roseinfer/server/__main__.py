@@ -11,11 +11,14 @@ import gc
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rosellm.roseinfer.errors import EngineDeadError, RosellmError
 from rosellm.roseinfer.server import flags
+from rosellm.roseinfer.server.keys import exposure, load_keys
 from rosellm.roseinfer.server.listen import bind, check_exposure
 from rosellm.roseinfer.server.report import loading
+from rosellm.roseinfer.server.tls import check_tls
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,7 @@ def serve(options: flags.Options) -> int:
 
 def _serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
-    check_exposure(options.server)
+    options = _checked(options)
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
         options = _with_local_files(options)
@@ -46,6 +49,17 @@ def _serve(options: flags.Options) -> int:
         from rosellm.roseinfer.server.run import run
 
         return run(options, sock, client)
+
+
+def _checked(options: flags.Options) -> flags.Options:
+    """With the keys, once it is clear that the server's own settings can work."""
+    server = options.server
+    keys = load_keys(server.api_key_file)
+    if server.api_key_file is not None and (warning := exposure(server.api_key_file)):
+        print(f"warning: {warning}", file=sys.stderr)
+    check_exposure(server, keys=bool(keys))
+    check_tls(server)
+    return replace(options, keys=keys)
 
 
 def _with_local_files(options: flags.Options) -> flags.Options:

@@ -8,8 +8,11 @@ from fastapi import FastAPI
 
 import rosellm
 from rosellm.roseinfer.server import error_body
+from rosellm.roseinfer.server.auth import BearerAuth
 from rosellm.roseinfer.server.elsewhere import Elsewhere, Host
-from rosellm.roseinfer.server.middleware import BearerAuth, CancelOnDisconnect, RequestLog
+from rosellm.roseinfer.server.keys import Keys
+from rosellm.roseinfer.server.limits import Accounts
+from rosellm.roseinfer.server.middleware import CancelOnDisconnect, RequestLog
 from rosellm.roseinfer.server.routes import (
     capabilities,
     chat,
@@ -30,13 +33,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(served: Service | Host, api_key: str | None = None) -> FastAPI:
+def create_app(
+    served: Service | Host,
+    api_key: str | None = None,
+    *,
+    keys: Keys | None = None,
+) -> FastAPI:
     """Everything a client can call.
 
     Args:
         served: an ``LLM`` or an ``InferenceEngine``, which stays the caller's to use and to
             close; or a service that lives on the event loop that the application will run on.
         api_key: asked of every route but ``/health`` and the probes, where it is not empty.
+        keys: the same, where there are several or they have limits.
     """
     app = FastAPI(
         title="rosellm",
@@ -62,7 +71,8 @@ def create_app(served: Service | Host, api_key: str | None = None) -> FastAPI:
     if not isinstance(served, Service):
         app.add_middleware(Elsewhere, host=served)
     app.add_middleware(CancelOnDisconnect)
-    if api_key:
-        app.add_middleware(BearerAuth, key=api_key)
+    keys = keys or Keys.of(api_key)
+    if keys:
+        app.add_middleware(BearerAuth, accounts=Accounts(keys))
     app.add_middleware(RequestLog)  # added last, so it is outermost
     return app

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from rosellm.roseinfer.server.limits import UNLIMITED, Account
+
 
 @dataclass(frozen=True)
 class Call:
@@ -16,18 +18,21 @@ class Call:
         path: where it was posted to.
         body: its JSON, as it was sent.
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
+        account: of who asks.
     """
 
     id: str
     path: str
     body: Any
     warnings: tuple[str, ...] = ()
+    account: Account = UNLIMITED
 
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread
     state = request.state
     sent, warnings = getattr(state, "sent", None), getattr(state, "warnings", ())
-    return Call(getattr(state, "request_id", ""), request.url.path, sent, warnings)
+    account = getattr(state, "account", UNLIMITED)
+    return Call(getattr(state, "request_id", ""), request.scope["path"], sent, warnings, account)
 
 
 Called = Annotated[Call, Depends(_called)]

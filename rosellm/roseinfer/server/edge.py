@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rosellm.roseinfer.errors import RequestError
-from rosellm.roseinfer.server.error_body import error_body
+from rosellm.roseinfer.server.error_body import error_body, error_headers
 from rosellm.roseinfer.server.schemas.responses import to_json
 
 access_log = logging.getLogger("rosellm.access")
@@ -27,6 +28,7 @@ access_log = logging.getLogger("rosellm.access")
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 << 10
+HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")  # RFC 9110, section 7.2: without a path
 SEND_BUFFER_BYTES = 256 << 10
 _LINGER_S = 2.0
 
@@ -117,9 +119,11 @@ class EdgeProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             self._give_up(400, "a request has one Host header")
+        if not all(HOST.fullmatch(host) for host in hosts):
+            self._give_up(400, "the Host header is not a host and a port")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -165,13 +169,13 @@ class EdgeProtocol(HttpToolsProtocol):
         """Answer in the application's place and read no more."""
         self._refused = True
         self._receipt.stop()
-        body = to_json(error_body(RequestError(message, status=status, code=code)))
-        retry = ["retry-after: 1"] if status == 503 else []
+        error = RequestError(message, status=status, code=code)
+        body = to_json(error_body(error))
         head = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             "content-type: application/json",
             f"content-length: {len(body)}",
-            *retry,
+            *(f"{name}: {value}" for name, value in error_headers(error).items()),
             "connection: close",
         ]
         self.transport.write("\r\n".join([*head, "", ""]).encode() + body)

@@ -7,6 +7,8 @@ with its traceback and answered without one.
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +23,8 @@ from rosellm.roseinfer.server.validation import known_to, request_error
 log = logging.getLogger(__name__)
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+RETRY_S = {429: 1.0, 503: 1.0}
+"""Statuses that say "not now", and when to try again where the error does not know better."""
 
 
 def as_request_error(error: BaseException) -> RequestError:
@@ -36,13 +40,20 @@ def as_request_error(error: BaseException) -> RequestError:
 def error_body(error: RequestError) -> ErrorBody:
     """The body that says it."""
     fallback = "server_error" if error.status >= 500 else "invalid_request_error"
-    kind = TYPES.get(error.status, fallback)
+    kind = error.kind or TYPES.get(error.status, fallback)
     return ErrorBody(ErrorDetail(str(error), kind, error.param, error.code))
 
 
-def error_response(error: BaseException, headers: dict[str, str] | None = None) -> Response:
+def error_headers(error: RequestError) -> dict[str, str]:
+    """What the headers say of it: when to try again (RFC 9110, section 10.2.3)."""
+    seconds = error.retry_after_s or RETRY_S.get(error.status)
+    return {} if seconds is None else {"retry-after": str(max(1, math.ceil(seconds)))}
+
+
+def error_response(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:
     """The whole response that says it."""
     told = as_request_error(error)
+    headers = {**error_headers(told), **(headers or {})}
     return Response(to_json(error_body(told)), told.status, headers, media_type="application/json")
 
 
@@ -65,7 +76,7 @@ def _http(request: Request, error: Any) -> Response:
     """What the framework refuses: bad JSON, unknown routes, wrong methods."""
     message = error.detail
     if message == HTTPStatus(error.status_code).phrase:
-        message = f"{message}: {request.method} {request.url.path}"
+        message = f"{message}: {request.method} {request.scope['path']}"
     return error_response(RequestError(message, status=error.status_code), error.headers)
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
-import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, replace
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from rosellm.roseinfer.config import (
     CacheConfig,
@@ -28,9 +27,19 @@ from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.hub import hub_name, model_name, with_local_files
 from rosellm.roseinfer.hub_transfer import OnProgress
 from rosellm.roseinfer.loading.open import check_file_name
+from rosellm.roseinfer.server.fields import (
+    CONFIGS,
+    fields_of,
+    hints,
+    is_list,
+    kind_of,
+    parts,
+    unfit,
+)
+from rosellm.roseinfer.server.keys import Keys
+from rosellm.roseinfer.server.sources import settings
 from rosellm.roseinfer.text.load import check_chat_template
 
-CONFIGS = (ModelConfig, CacheConfig, SchedulerConfig, SamplingDefaults, ServerConfig)
 ALIASES = {"tokenizer": ["--tokenizer-name"]}
 SHORTHANDS = {"no_amp": ("--no-amp", "float32"), "bf16": ("--bf16", "bfloat16")}
 
@@ -39,11 +48,16 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """What the command line asked for.
+
+    Attributes:
+        keys: what the server's key file and the environment hold, once they are read.
+    """
 
     engine: EngineConfig
     sampling: SamplingDefaults
     server: ServerConfig
+    keys: Keys = field(default_factory=Keys)
 
     @property
     def model_name(self) -> str:
@@ -132,6 +146,13 @@ def add_flags(target: argparse.ArgumentParser) -> None:
     target.formatter_class = Help
     target.usage = "%(prog)s [MODEL] [options]"
     add_model(target)
+    target.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="TOML file with any of the settings below, named like the flags but with underscores;"
+        " ROSELLM_ variables come before it, and flags before both",
+    )
     for config in CONFIGS:
         add_group(target, config)
     _add_shorthands(target)
@@ -139,17 +160,18 @@ def add_flags(target: argparse.ArgumentParser) -> None:
 
 def add_model(target: argparse.ArgumentParser) -> None:
     """Add MODEL, which may be left out: ``model_config`` says what is meant then."""
-    help = str(_fields(ModelConfig)["model"].metadata["help"])
+    help = str(fields_of(ModelConfig)["model"].metadata["help"])
     target.add_argument("model", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help=help)
 
 
-def options(given: Mapping[str, Any]) -> Options:
-    """The configuration that parsed flags amount to.
+def options(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Options:
+    """The configuration that parsed flags amount to, over the environment's and a file's.
 
     Raises:
-        ConfigError: flags contradict each other, or a value is out of its range.
+        ConfigError: flags contradict each other, a value is out of its range, or the environment
+            or the file says what is no setting.
     """
-    values = _expand_shorthands(dict(given))
+    values = settings(given.get("config"), environment) | _expand_shorthands(dict(given))
     engine = EngineConfig(
         model=model_config(values),
         cache=build(CacheConfig, values),
@@ -173,10 +195,9 @@ def add_group(
         without: fields that have no meaning for this command.
     """
     group = target.add_argument_group((config.__doc__ or "").strip())
-    hints = get_type_hints(config)
-    for name, item in _fields(config).items():
+    for name, item in fields_of(config).items():
         if name != "model" and name not in without:
-            group.add_argument(*_names(name), dest=name, help=_help(item), **_kind(hints[name]))
+            group.add_argument(*_names(name), dest=name, help=_help(item), **_kind(hints()[name]))
 
 
 def build(config: type[Config], values: Mapping[str, Any]) -> Config:
@@ -185,9 +206,12 @@ def build(config: type[Config], values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a value is out of its range.
     """
-    own = {name: values[name] for name in _fields(config) if name in values}
-    for name, complaint in out_of_range(config, own):
-        raise ConfigError(f"{_names(name)[0]} {complaint}")
+    own = {name: values[name] for name in fields_of(config) if name in values}
+    for name, value in own.items():
+        for complaint in unfit(name, value):
+            raise ConfigError(f"{_names(name)[0]} {complaint}")
+        if is_list(name):
+            own[name] = tuple(value)
     return config(**own)
 
 
@@ -208,17 +232,13 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=100)
 
 
-def _fields(config: type) -> dict[str, Field[Any]]:
-    return {item.name: item for item in fields(config)}
-
-
 def _names(field_name: str) -> list[str]:
     return ["--" + field_name.replace("_", "-"), *ALIASES.get(field_name, [])]
 
 
 def _help(item: Field[Any]) -> str:
     text = str(item.metadata["help"])
-    if item.default is None or item.default is MISSING:
+    if item.default in (None, MISSING, ()):
         return text
     default = item.default
     if isinstance(default, bool):
@@ -228,19 +248,15 @@ def _help(item: Field[Any]) -> str:
 
 def _kind(hint: Any) -> dict[str, Any]:
     """What argparse has to know about a field of this type."""
-    hint = _without_none(hint)
+    hint = kind_of(hint)
     absent: dict[str, Any] = {"default": argparse.SUPPRESS}
     if hint is bool:
         return absent | {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is Literal:
         return absent | {"choices": get_args(hint)}
+    if get_origin(hint) is tuple:
+        return absent | {"type": parts, "action": "extend", "metavar": "NAME"}
     return absent | {"type": hint, "metavar": {int: "N", float: "X", str: "NAME"}[hint]}
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint
-    return next(arg for arg in get_args(hint) if arg is not types.NoneType)
 
 
 def _add_shorthands(target: argparse.ArgumentParser) -> None:
@@ -279,17 +295,6 @@ def _one_of(values: dict[str, Any], what: str, spoken: Mapping[str, str]) -> Any
         flags = " and ".join(spoken[dest] for dest in given)
         raise ConfigError(f"{flags} contradict each other: each says the {what}; pass one of them")
     return next(iter(given.values()), None)
-
-
-def out_of_range(config: type, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The fields whose values are outside their range, each with a complaint."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        least, most = (_fields(config)[name].metadata[end] for end in ("least", "most"))
-        if not (math.isfinite(value) and least <= value <= most):
-            above = "" if math.isinf(most) else f" and at most {most}"
-            yield name, f"must be at least {least}{above}, not {value}"
 
 
 def check_sources(model: ModelConfig, tokenizer: str = "--tokenizer") -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.server.auth import path_as_sent
 from rosellm.roseinfer.server.error_body import error_response
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.schemas.responses import Alive
@@ -19,7 +20,6 @@ from rosellm.roseinfer.server.schemas.responses import Alive
 ALIVE = b"/livez"
 WATCHED = frozenset({b"/metrics"})
 """Let in while the server ends: who watches it wants to see that too."""
-RETRY_S = 1
 
 
 class Gate:
@@ -59,7 +59,7 @@ class Gate:
             self._on_refusal(status)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._app is not None and (not self._closed or scope.get("raw_path") in WATCHED):
+        if self._app is not None and (not self._closed or path_as_sent(scope) in WATCHED):
             return await self._admit(self._app, scope, receive, send)
         if scope["type"] == "http":
             await self._refuse(scope, receive, send)
@@ -75,9 +75,8 @@ class Gate:
                 self._empty.set()
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].encode() == ALIVE:
+        if path_as_sent(scope) == ALIVE:
             return await json_response(Alive())(scope, receive, send)
         self.refused(503)
         error = RequestError(self._closed, status=503, code="not_ready")
-        headers = {"retry-after": str(RETRY_S), "connection": "close"}
-        await error_response(error, headers)(scope, receive, send)
+        await error_response(error, {"connection": "close"})(scope, receive, send)

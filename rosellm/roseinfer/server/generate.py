@@ -61,6 +61,7 @@ class Job:
         include_stop: show the stop string, or the stop token's text, that ended the answer.
         grammar: what the answer must match, see ``Add``.
         prediction: token ids that its answers may turn out to be.
+        tenant: who asks, see ``Add``.
     """
 
     prompt: list[int]
@@ -76,6 +77,7 @@ class Job:
     include_stop: bool = False
     grammar: str = ""
     prediction: list[int] = field(default_factory=list)
+    tenant: str = ""
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -345,6 +347,7 @@ class _Request:
             generated=[[] if choice.finish else list(choice.tokens) for choice in self._choices]
             if begun
             else [],
+            tenant=job.tenant,
             priority=job.priority,
             cache_salt=job.cache_salt,
             want=job.want,

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
-import os
 import socket
 
 from rosellm.roseinfer.config import ServerConfig
 from rosellm.roseinfer.errors import ConfigError, shown
-
-KEY_VARIABLE = "ROSELLM_API_KEY"
+from rosellm.roseinfer.server.keys import KEY_VARIABLE
 
 BACKLOG = 2048
 _ASK_S = 1.0
@@ -22,17 +20,20 @@ REASONS = {
 }
 
 
-def check_exposure(config: ServerConfig) -> None:
+def check_exposure(config: ServerConfig, *, keys: bool) -> None:
     """Refuse to serve other machines without a key, unless that is what is wanted.
+
+    Args:
+        keys: whether there are any.
 
     Raises:
         ConfigError: says how to.
     """
-    if config.insecure or os.environ.get(KEY_VARIABLE) or _is_loopback(config.host):
+    if config.insecure or keys or _is_loopback(config.host):
         return
     raise ConfigError(
         f"--host {config.host}: other machines could reach it, and no key is set; put one into"
-        f" {KEY_VARIABLE}, or pass --insecure"
+        f" {KEY_VARIABLE}, or pass --api-key-file or --insecure"
     )
 
 
@@ -78,11 +79,11 @@ def listen(sock: socket.socket) -> None:
         raise _refused(host, port, error) from None
 
 
-def url(sock: socket.socket) -> str:
+def url(sock: socket.socket, scheme: str = "http") -> str:
     """Where a client on this machine finds the socket."""
     host, port = sock.getsockname()[:2]
     host = _reachable(host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _reachable(host: str) -> str:

@@ -1,4 +1,4 @@
-"""What wraps every request, as plain ASGI: request ids, the key, and leaving clients.
+"""What wraps every request, as plain ASGI: request ids, and leaving clients.
 
 Starlette's ``BaseHTTPMiddleware`` would hide disconnects and buffer streams.
 """
@@ -6,28 +6,27 @@ Starlette's ``BaseHTTPMiddleware`` would hide disconnects and buffer streams.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.error_body import error_response
+from rosellm.roseinfer.server.limits import UNLIMITED
 
 access_log = logging.getLogger("rosellm.access")
 
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestLog:
-    """Gives every request an id and a line in the log, and answers what nobody caught."""
+    """Gives every request an id and a line in the log, and answers what nobody caught.
+
+    Every answer, the last kind too, says what is left of its key's limits.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -44,7 +43,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                account = scope["state"].get("account", UNLIMITED)
+                MutableHeaders(scope=message).update(
+                    {"x-request-id": request_id, **account.headers()}
+                )
             await send(message)
 
         try:
@@ -57,35 +59,6 @@ class RequestLog:
             if status >= 400:
                 scope["app"].state.service.metrics.reject(status)
             _log_line(scope, status, time.monotonic() - begun, request_id)
-
-
-class BearerAuth:
-    """Lets through only requests that carry the key, except to the open paths.
-
-    The decision is made on the path as it was sent, before any routing.
-    """
-
-    def __init__(self, app: ASGIApp, key: str, open_paths: Iterable[str] = OPEN_PATHS) -> None:
-        self.app = app
-        self._digest = _digest(key.encode())
-        self._open_paths = frozenset(path.encode() for path in open_paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._allows(scope):
-            return await self.app(scope, receive, send)
-        error = RequestError(
-            "a valid key is needed: Authorization: Bearer KEY",
-            status=401,
-            code="invalid_api_key",
-        )
-        await error_response(error, {"www-authenticate": "Bearer"})(scope, receive, send)
-
-    def _allows(self, scope: Scope) -> bool:
-        if scope.get("raw_path", scope["path"].encode()) in self._open_paths:
-            return True
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        sent = _digest(key.strip().encode("latin-1"))
-        return scheme.lower() == "bearer" and hmac.compare_digest(sent, self._digest)
 
 
 class CancelOnDisconnect:
@@ -154,7 +127,3 @@ def _log_line(scope: Scope, status: int, seconds: float, request_id: str) -> Non
 def _printable(path: str) -> str:
     """On one line, whatever the client put into it."""
     return path.encode("unicode_escape").decode()
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -21,10 +20,12 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Progress
 from rosellm.roseinfer.server import edge, listen, report
 from rosellm.roseinfer.server.app import create_app
+from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.gate import Gate
 from rosellm.roseinfer.server.load import load_service
 from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.server.tls import tls_files
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,10 @@ async def _serve(
     service: Service, sock: socket.socket, gate: Gate, stop: _StopSignals, options: Options
 ) -> int:
     """Serve until told to stop, or until the engine is dead for good. Returns the exit code."""
-    key = os.environ.get(listen.KEY_VARIABLE)
-    gate.open(create_app(service, key), service.metrics.reject)
-    about, url = _about(options), listen.url(sock)
-    text = report.summary(service.name, service.ready, url, needs_key=bool(key), about=about)
+    gate.open(create_app(service, keys=options.keys), service.metrics.reject)
+    about, needs_key = _about(options), bool(options.keys)
+    url = listen.url(sock, "https" if options.server.tls_cert else "http")
+    text = report.summary(service.name, service.ready, url, needs_key=needs_key, about=about)
     print(text, file=sys.stderr, flush=True)
     pipeline = service.pipeline
     if not await _first(pipeline.dead.wait(), stop.told.wait()):
@@ -117,9 +118,10 @@ def _server(gate: Gate, options: Options) -> _Server:
         receipt_s=asked.request_timeout_s,
         stall_s=asked.stall_timeout_s,
     )
+    tls = tls_files(asked)
     return _Server(
         uvicorn.Config(
-            gate,
+            Cors(gate, asked.cors_origin) if asked.cors_origin else gate,
             http=edge.protocol(limits, gate.refused),
             ws="none",
             lifespan="off",
@@ -127,6 +129,8 @@ def _server(gate: Gate, options: Options) -> _Server:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=FAREWELL_S,
+            ssl_certfile=tls.cert,
+            ssl_keyfile=tls.key,
         )
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from rosellm.roseinfer.server.call import Call
 from rosellm.roseinfer.server.generate import Answer, Job, Pipeline, Watcher
 from rosellm.roseinfer.server.grammars import Grammars
 from rosellm.roseinfer.server.journal import Journal, Record
+from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
@@ -128,11 +129,24 @@ class Service:
         return Metrics(self.name, lambda: self.pipeline.stats)
 
     def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
-        """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``."""
+        """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``.
+
+        Raises:
+            RequestError: who asks has no tokens left.
+        """
+        call.account.check_tokens()
         watchers: list[Watcher] = [self.metrics.watch(jobs)]
         if self.journal is not None:
             watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))
-        return self.pipeline.generate(jobs, watchers)
+        return self.begin(jobs, call.account, watchers)
+
+    def begin(
+        self, jobs: Sequence[Job], account: Account, watchers: Sequence[Watcher] = ()
+    ) -> Answer:
+        """``Pipeline.generate`` for a tenant, whose tokens it takes."""
+        spending = account.spend(sum(len(job.prompt) for job in jobs))
+        own = [replace(job, tenant=account.tenant) for job in jobs]
+        return self.pipeline.generate(own, [*watchers, spending])
 
     def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""

@@ -13,6 +13,7 @@ from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.generate import Job
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.embeddings import EmbeddingRequest
 from rosellm.roseinfer.server.schemas.responses import (
@@ -39,7 +40,8 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     prompts = await service.prompts.batch(body.inputs, "input", answer=0)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
     tally = Tally.of(jobs)
-    vectors = await _vectors(jobs, tally, service)
+    call.account.check_tokens()
+    vectors = await _vectors(jobs, tally, service, call.account)
     data = await off_loop(
         len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
     )
@@ -58,11 +60,13 @@ def _check_dimensions(asked: int | None, size: int) -> None:
         )
 
 
-async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service) -> list[bytes]:
+async def _vectors(
+    jobs: Sequence[Job], tally: Tally, service: Service, account: Account
+) -> list[bytes]:
     found = []
     size = min(WAVE, service.max_choices)
     for start in range(0, len(jobs), size):
-        answer = service.pipeline.generate(jobs[start : start + size])
+        answer = service.begin(jobs[start : start + size], account)
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)
