@@ -29,7 +29,9 @@ from rosellm.roseinfer.loading.open import check_checkpoint
 from rosellm.roseinfer.quant.cache import cache_root
 from rosellm.roseinfer.server import flags, listen
 from rosellm.roseinfer.server.defaults import load_defaults
+from rosellm.roseinfer.server.keys import exposure, load_keys
 from rosellm.roseinfer.server.prompts import TextTools
+from rosellm.roseinfer.server.tls import check_tls
 from rosellm.roseinfer.text.load import load_tokenizer
 
 Status = Literal["ok", "warning", "error"]
@@ -255,11 +257,22 @@ def _is_installed(module: str) -> bool:
 def _exposure(options: flags.Options) -> Findings:
     server = options.server
     try:
-        listen.check_exposure(server)
+        keys = load_keys(server.api_key_file)
+        listen.check_exposure(server, keys=bool(keys))
+        check_tls(server)
     except RosellmError as error:
-        yield Finding("exposure", "error", str(error), "set a key, or listen on 127.0.0.1")
+        advice = "correct the key file, certificate or address; 127.0.0.1 needs none of them"
+        yield Finding("exposure", "error", str(error), advice)
         return
-    yield Finding("exposure", "ok", f"listens on {server.host}")
+    asks = "asks for a key" if keys else "asks for no key"
+    found = f"listens on {server.host}, {asks}, {'with' if server.tls_cert else 'without'} TLS"
+    warning = exposure(server.api_key_file) if server.api_key_file else None
+    if warning:
+        yield Finding("exposure", "warning", found, warning)
+    elif server.insecure and not keys:
+        yield Finding("exposure", "warning", found, "whoever reaches the port may use it")
+    else:
+        yield Finding("exposure", "ok", found)
 
 
 def _port(options: flags.Options) -> Findings:

@@ -345,7 +345,7 @@ def test_there_is_time_to_end() -> None:
 
 def drain_timeout() -> float:
     """Seconds for which requests in flight may go on when the server is told to stop."""
-    return float(getattr(serve_options(container()["args"]).server, "drain_timeout", 30.0))
+    return serve_options(container()["args"]).server.drain_timeout
 
 
 def test_the_others_leave_time_to_end_too() -> None:

@@ -5,13 +5,17 @@ Without ``NOTIFY_SOCKET`` in the environment nobody is told, and nothing fails.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
+from typing import NoReturn
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 WATCHDOG_VARIABLE = "WATCHDOG_USEC"
 WATCHDOG_PID_VARIABLE = "WATCHDOG_PID"
+
+_LONG_S = 3600.0
 
 
 def notify(state: str) -> None:
@@ -40,3 +44,12 @@ def watchdog_interval() -> float | None:
     if not microseconds.isascii() or not microseconds.isdigit() or int(microseconds) == 0:
         return None
     return int(microseconds) / 2e6 if meant == str(os.getpid()) else None
+
+
+async def watch() -> NoReturn:
+    """Say again and again that the event loop turns, where somebody wants to know; never ends."""
+    interval = watchdog_interval()
+    while True:
+        if interval is not None:
+            notify("WATCHDOG=1")
+        await asyncio.sleep(interval or _LONG_S)
