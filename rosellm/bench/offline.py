@@ -17,7 +17,7 @@ from rich.table import Table
 from rosellm.bench import ceilings, cost, machine
 from rosellm.bench.lengths import Lengths
 from rosellm.bench.stats import median, milliseconds
-from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.config import UNBOUNDED, EngineConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.hub import model_name, with_local_files
 from rosellm.roseinfer.loading.open import check_checkpoint
@@ -72,7 +72,7 @@ def run(config: EngineConfig, load: Load) -> int:
     """Measure, print the report and a JSON line. Returns the exit code."""
     flags.check_sources(config.model)
     name = model_name(config.model.model)
-    scheduler = replace(config.scheduler, max_queue=load.num_requests)
+    scheduler = replace(config.scheduler, max_queue=load.num_requests, max_queue_tokens=UNBOUNDED)
     with loading() as on_progress:
         config = replace(config, model=with_local_files(config.model, on_progress, check_supported))
         check_checkpoint(config.model.model)

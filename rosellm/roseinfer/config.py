@@ -45,6 +45,9 @@ ReasoningParser = Literal[
 Speculate = Literal["none", "ngram"]
 
 
+UNBOUNDED = 1 << 62
+QUEUED_CACHES = 4
+"""By default so many times the tokens that the KV cache holds may wait."""
 ORIGIN = (r"\*|https?://[^/?#@\s,]+", "an origin such as https://app.example:8443, or *")
 """What a browser calls a page's origin: no path, no slash at the end."""
 
@@ -128,6 +131,22 @@ class SchedulerConfig:
         None, "tokens computed in one step; default: 512 on a CPU, 4096 on a GPU", least=1
     )
     max_queue: int = option(1024, "sequences that may wait; a request beyond them is a 503")
+    max_queue_tokens: int | None = option(
+        None,
+        "prompt tokens that may wait; a request beyond them is a 503; default: four times what the"
+        " KV cache holds",
+        least=1,
+    )
+    itl_target_ms: float | None = option(
+        None,
+        "milliseconds between a stream's tokens that other prompts, taken in chunks, are not to"
+        " exceed; default: none within a tenant, and the prompts of one tenant stretch the streams"
+        " of others by half at most",
+        least=1,
+    )
+    fair_output_weight: float = option(
+        1.0, "what a token of an answer counts beside one of a prompt where tenants share the time"
+    )
     priority_ageing_s: float = option(
         10.0, "seconds of waiting that are worth one level of priority"
     )
@@ -178,6 +197,17 @@ class ServerConfig:
         None,
         "file to which each request is appended as a line of JSON, with its prompt's tokens and its"
         " answer's; `rosellm replay` answers them again",
+    )
+    default_timeout_s: float | None = option(
+        None,
+        "seconds that a request may take which has no `timeout` of its own; then it is a 504",
+        least=0.001,
+    )
+    max_request_tokens: int | None = option(
+        None,
+        "tokens that one request's answers may come to, all choices x `max_tokens`; default: those"
+        " of 128 whole contexts",
+        least=1,
     )
     max_body_mb: int = option(8, "largest request body, in MiB; a larger one is a 413", least=1)
     max_connections: int = option(

@@ -38,9 +38,10 @@ class Add(msgspec.Struct, tag="add"):
         prompt: token ids, at least one.
         n: number of choices, sampled independently.
         generated: for resumption, the tokens each choice has already produced.
-        tenant: who asks; part of the prefix cache's key.
-        priority: lower is served earlier; waiting outweighs it in time.
-        deadline: seconds since the epoch, or None.
+        tenant: who asks; tenants share the engine's time equally. Part of the prefix cache's key.
+        priority: within a tenant, lower is served earlier; waiting outweighs it in time.
+        deadline: when it ends with an error at the latest, by ``time.monotonic``, which is the
+            same for all processes of a machine; or None.
         cache_salt: requests share cached prefixes only with equal salts.
         want: new tokens, or one vector of the prompt (then ``n`` is 1 and ``params`` count
             for nothing).
@@ -140,6 +141,9 @@ class RowError(msgspec.Struct, omit_defaults=True):
     param: str | None = None
 
 
+TIMED_OUT = RowError("the request took longer than its timeout", status=504, code="timeout")
+
+
 class Stats(msgspec.Struct, omit_defaults=True):
     """State after one step; blocks satisfy free + used + cached == total.
 
@@ -148,6 +152,7 @@ class Stats(msgspec.Struct, omit_defaults=True):
         waiting_grammar: how many those are.
         incomplete: answers that were to match a grammar and ended by their length before they did.
         drafted, accepted: tokens that were drafted so far, and how many of them were right.
+        waiting_tokens: tokens of the prompts that wait; choices share their prompt.
     """
 
     running: int = 0
@@ -163,6 +168,7 @@ class Stats(msgspec.Struct, omit_defaults=True):
     incomplete: int = 0
     drafted: int = 0
     accepted: int = 0
+    waiting_tokens: int = 0
 
 
 class Outputs(msgspec.Struct, tag="outputs"):

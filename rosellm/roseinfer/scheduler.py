@@ -5,6 +5,11 @@ of them computed, and each step lets computed tokens catch up within a budget.
 The same rule serves prompts, chunks of prompts, prefix hits, decoding,
 speculation and resumption after preemption.
 
+Whose turn it is, ``fairness.py`` says: tenants are served equally, and within a tenant the most
+urgent goes first. Streams come before prompts, so that they keep pace; how much of a prompt a step
+takes beside them, ``chunks.py`` says. A tenant that is behind may take places and blocks from one
+that holds many, one sequence after the other, until they hold as much.
+
 A request with a grammar waits, without holding anything, until ``constrain`` brings the states
 that its choices start from. These change only in ``update``.
 
@@ -19,14 +24,17 @@ plan -> ``update`` (or ``discard``, after which the same work is planned again).
 
 from __future__ import annotations
 
-import heapq
 import logging
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 
 from rosellm.roseinfer.cache.manager import CacheManager
+from rosellm.roseinfer.chunks import Chunks
+from rosellm.roseinfer.deadlines import Deadlines
+from rosellm.roseinfer.fairness import Queue, Tenant
 from rosellm.roseinfer.grammar.constraint import Constraint, GrammarError
 from rosellm.roseinfer.grammar.masks import Masked
-from rosellm.roseinfer.messages import Add, FinishReason, Output, RowError, Stats
+from rosellm.roseinfer.messages import TIMED_OUT, Add, FinishReason, Output, RowError, Stats
 from rosellm.roseinfer.sequence import Request, Sequence
 from rosellm.roseinfer.speculation.drafter import Drafter
 from rosellm.roseinfer.step import (
@@ -52,13 +60,17 @@ class _Sketch:
         self.budget = budget
         self.known: dict[Sequence, int] = {}
         self.drafts: dict[Sequence, tuple[int, ...]] = {}
+        self.by_tenant: Counter[Tenant] = Counter()
 
     def put(self, sequence: Sequence, count: int) -> None:
         self.known[sequence] = count
+        self.by_tenant[sequence.tenant] += count
         self.budget -= count
 
     def drop(self, sequence: Sequence) -> None:
-        self.budget += self.known.pop(sequence, 0)
+        count = self.known.pop(sequence, 0)
+        self.by_tenant[sequence.tenant] -= count
+        self.budget += count
 
 
 class Scheduler:
@@ -74,6 +86,8 @@ class Scheduler:
         whole_prompts: whether a sequence must be computed in one step, as an encoder's.
         lookup: whether every sequence drafts what it repeats.
         longest_draft: tokens that one sequence may have drafted in a step.
+        itl_target: seconds between a stream's tokens that prompts are not to exceed, or None.
+        output_weight: see ``Queue``.
     """
 
     def __init__(
@@ -88,6 +102,8 @@ class Scheduler:
         whole_prompts: bool = False,
         lookup: bool = False,
         longest_draft: int = 0,
+        itl_target: float | None = None,
+        output_weight: float = 1.0,
     ) -> None:
         self.cache = cache
         self.max_num_seqs = max_num_seqs
@@ -100,8 +116,11 @@ class Scheduler:
         self._longest_draft = longest_draft
         self._requests: dict[int, Request] = {}
         self._sequences: dict[int, Sequence] = {}
-        self._waiting: list[tuple[tuple[float, int], Sequence]] = []
-        self._num_waiting = 0
+        self._queue = Queue(output_weight)
+        self._deadlines = Deadlines()
+        self._chunks = Chunks(itl_target)
+        self._begun: deque[float] = deque()
+        self._updated = clock()
         self._running: dict[int, Sequence] = {}
         self._serial = 0
         self._steps = 0
@@ -116,16 +135,20 @@ class Scheduler:
     def add(self, message: Add) -> None:
         """Queue a request. Choices after the first wait until its prompt is in the cache."""
         choices = message.wanted
-        request = Request(message.id, unfinished=len(choices), held=bool(message.grammar))
+        tenant = self._queue.open(message.tenant)
+        request = Request(message.id, tenant, unfinished=len(choices), held=bool(message.grammar))
         for choice in choices:
             sequence = self._new_sequence(message, request, choice)
+            shared = sequence.prompt_len if request.sequences else 0
+            self._queue.enter(sequence, len(sequence.tokens) - shared)
             request.sequences.append(sequence)
             self._sequences[sequence.number] = sequence
         self._requests[message.id] = request
-        self._num_waiting += len(choices)
+        if message.deadline is not None:
+            self._deadlines.add(message.id, message.deadline)
         request.followers = request.sequences[1:]
         if not request.held:
-            self._enqueue(request.sequences[0])
+            self._queue.offer(request.sequences[0])
 
     def constrain(self, request_id: int, constraints: Iterable[Constraint]) -> None:
         """A request's grammar is compiled: queue it, with where each choice begins."""
@@ -133,7 +156,7 @@ class Scheduler:
         for sequence, constraint in zip(request.sequences, constraints, strict=True):
             sequence.constraint = constraint
         request.held = False
-        self._enqueue(request.sequences[0])
+        self._queue.offer(request.sequences[0])
 
     def fail(self, request_id: int, error: RowError) -> Output:
         """End a request now, with an error."""
@@ -148,10 +171,21 @@ class Scheduler:
         self._end(request)
         return Output(request_id, finish="abort", last=True)
 
+    def expire(self) -> list[Output]:
+        """End every request whose deadline has come, whatever it does or waits for."""
+        expired = [id for id in self._deadlines.expired(self._clock()) if id in self._requests]
+        self._deadlines.sweep(len(self._requests), self._requests.__contains__)
+        return [self.fail(id, TIMED_OUT) for id in expired]
+
     @property
     def num_waiting(self) -> int:
         """Sequences that are not running, those that wait for their first choice included."""
-        return self._num_waiting
+        return self._queue.waiting
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of what waits; choices share their prompt."""
+        return self._queue.tokens
 
     @property
     def has_work(self) -> bool:
@@ -178,14 +212,15 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan the next step within the token budget."""
         sketch = _Sketch(self.max_num_batched_tokens)
-        for sequence in self._by_urgency():
-            count = min(sequence.pending, sketch.budget)
-            if count > 0 and self._make_room(sequence, count, sketch):
-                sketch.put(sequence, count)
-        while sketch.budget > 0 and (admitted := self._admit(sketch.budget)) is not None:
-            count = min(admitted.pending, sketch.budget)
-            self._make_room(admitted, count, sketch)
-            sketch.put(admitted, count)
+        running = sorted(self._running.values(), key=lambda s: s.urgency)
+        streams = [sequence for sequence in running if sequence.pending <= 1]
+        for sequence in streams:
+            self._plan(sequence, sketch)
+        prompts = _by_tenant(sequence for sequence in running if sequence.pending > 1)
+        beyond = sketch.budget - self._prompt_budget(sketch, streams, prompts)
+        sketch.budget -= beyond
+        self._plan_prompts(prompts, sketch)
+        sketch.budget += beyond
         self._add_drafts(sketch)
         work = [
             self._work(sequence, count, sketch.drafts.get(sequence, ()))
@@ -194,15 +229,19 @@ class Scheduler:
         for sequence, count in sketch.known.items():
             sequence.in_flight += 1
             sequence.num_scheduled += count
+        if work:
+            self._begun.append(self._clock())
         return StepPlan(tuple(work))
 
     def update(self, plan: StepPlan, result: StepResult) -> list[Output]:
         """Take in what a plan computed; return the news, at most a row per sequence."""
+        self._measure(plan)
         rows = []
         for work, done in zip(plan.work, result.work, strict=True):
             sequence = self._sequences[work.sequence]
             sequence.in_flight -= 1
             if sequence.finished:
+                self._queue.charge(sequence, work.start + work.num_known)
                 self._forget_if_idle(sequence)
                 continue
             row = self._news(sequence, work, done)
@@ -214,6 +253,8 @@ class Scheduler:
 
     def discard(self, plan: StepPlan) -> None:
         """Take back the newest submitted plan, as if it had never been scheduled."""
+        if plan.work:
+            self._begun.pop()
         for work in plan.work:
             sequence = self._sequences[work.sequence]
             sequence.in_flight -= 1
@@ -237,11 +278,15 @@ class Scheduler:
             incomplete=self._incomplete,
             drafted=self._drafted,
             accepted=self._accepted,
+            waiting_tokens=self.waiting_tokens,
         )
 
     def check(self) -> None:
         """Raise AssertionError if any invariant is broken. For tests and idle moments."""
         self.cache.check(s.kv for s in self._sequences.values())
+        unfinished = [s for s in self._sequences.values() if not s.finished]
+        self._queue.check(s for s in unfinished if s.number not in self._running)
+        assert not any(s.ready or s.queued for s in self._running.values())
         assert len(self._running) <= self.max_num_seqs
         for sequence in self._sequences.values():
             assert 0 <= sequence.num_computed <= sequence.num_scheduled <= len(sequence.tokens)
@@ -277,31 +322,53 @@ class Scheduler:
             return None
         return Drafter(message.prediction, lookup=self._lookup, most=self._longest_draft)
 
-    def _enqueue(self, sequence: Sequence) -> None:
-        heapq.heappush(self._waiting, (sequence.rank, sequence))
-
-    def _sweep(self) -> None:
-        """Let go of ended sequences in the queue when most of it is made of them."""
-        if len(self._waiting) > 2 * self._num_waiting + 64:
-            self._waiting = [entry for entry in self._waiting if not entry[1].finished]
-            heapq.heapify(self._waiting)
-
     def _release_followers(self, leader: Sequence) -> None:
         """The first choice's prompt is in the cache: its siblings can share it."""
         for sequence in leader.request.followers:
-            self._enqueue(sequence)
+            self._queue.offer(sequence)
         leader.request.followers = []
 
-    def _by_urgency(self) -> list[Sequence]:
-        """Running sequences: those that need one token first, so that streams keep pace."""
-        return sorted(self._running.values(), key=lambda s: (s.pending > 1, s.rank))
+    def _prompt_budget(
+        self, sketch: _Sketch, streams: list[Sequence], prompts: dict[Tenant, list[Sequence]]
+    ) -> int:
+        """Tokens of the step for prompts, so that the streams beside them keep pace."""
+        keeping = {s.tenant for s in streams if s in sketch.known or s.in_flight}
+        if not keeping or self._whole_prompts:
+            return sketch.budget
+        asking = {*prompts, *self._queue.ready()}
+        neighbours = bool(asking) and len(asking | keeping) > 1
+        return self._chunks.limit(sketch.budget, neighbours=neighbours)
+
+    def _plan(self, sequence: Sequence, sketch: _Sketch) -> None:
+        """Let a running sequence compute as much as the budget and the cache allow."""
+        count = min(sequence.pending, sketch.budget)
+        if count > 0 and self._make_room(sequence, count, sketch):
+            sketch.put(sequence, count)
+
+    def _plan_prompts(self, prompts: dict[Tenant, list[Sequence]], sketch: _Sketch) -> None:
+        """Share the budget among prompts, running and waiting, the least served tenant first.
+
+        Within a tenant those that run come first. Nothing overtakes a waiting one that has to go
+        on waiting: a large request would otherwise starve behind small ones.
+        """
+        waiting = self._queue.ready()
+        while sketch.budget > 0:
+            tenant = self._queue.next(prompts, waiting, sketch.by_tenant)
+            if tenant is None:
+                return
+            if prompts.get(tenant):
+                self._plan(prompts[tenant].pop(0), sketch)
+            elif (admitted := self._admit(tenant, sketch)) is not None:
+                self._plan(admitted, sketch)
+            else:
+                waiting = []
 
     def _make_room(self, sequence: Sequence, count: int, sketch: _Sketch) -> bool:
         """Hold blocks for ``count`` more tokens, at the cost of less urgent sequences."""
         if sequence.number not in self._running:
             return False  # preempted earlier in this very step
         while not self.cache.grow(sequence.kv, sequence.num_scheduled + count):
-            victim = max(self._running.values(), key=lambda s: s.rank)
+            victim = max(self._running.values(), key=lambda s: s.urgency)
             if victim.in_flight:
                 return False  # until its plan has come back, its blocks cannot be taken
             self._preempt(victim)
@@ -315,33 +382,78 @@ class Scheduler:
         del self._running[sequence.number]
         self.cache.release(sequence.kv)
         sequence.num_computed = sequence.num_scheduled = 0
-        self._enqueue(sequence)
-        self._num_waiting += 1
+        self._queue.enter(sequence, len(sequence.tokens))
+        self._queue.offer_again(sequence)
         self._preemptions += 1
 
-    def _admit(self, budget: int) -> Sequence | None:
-        """Start the most urgent waiting sequence, if it and the running ones have room.
-
-        Nothing overtakes it: a large request would otherwise starve behind small ones.
-        """
-        while self._waiting and self._waiting[0][1].finished:
-            heapq.heappop(self._waiting)
-        if not self._waiting or len(self._running) >= self.max_num_seqs:
+    def _admit(self, tenant: Tenant, sketch: _Sketch) -> Sequence | None:
+        """Start a tenant's most urgent waiting sequence, if it and the running ones have room."""
+        sequence = tenant.head()
+        if self._whole_prompts and len(sequence.tokens) > sketch.budget:
             return None
-        sequence = self._waiting[0][1]
-        if self._whole_prompts and len(sequence.tokens) > budget:
+        if len(self._running) >= self.max_num_seqs and not self._take_place(tenant, sketch):
             return None
         hits = self._match(sequence)
-        chunk, reserve = self.max_num_batched_tokens, len(self._running)
-        if hits is None or not self.cache.can_take(hits, len(sequence.tokens), chunk, reserve):
+        if hits is None or not self._find_room(sequence, hits, sketch):
             return None
-        heapq.heappop(self._waiting)
-        self._num_waiting -= 1
+        self._queue.leave(sequence)
         sequence.num_computed = sequence.num_scheduled = self.cache.take(sequence.kv, hits)
         if sequence.cached is None:
             sequence.cached = min(sequence.num_computed, sequence.prompt_len)
         self._running[sequence.number] = sequence
         return sequence
+
+    def _take_place(self, tenant: Tenant, sketch: _Sketch) -> bool:
+        """Whether one that has two places more than a tenant, and was served more, gave one up."""
+        return self._take_from_another(tenant, 1, lambda _: 1, sketch)
+
+    def _find_room(self, sequence: Sequence, hits: list[list[int]], sketch: _Sketch) -> bool:
+        """Whether there are blocks for a waiting sequence, others' that hold more included.
+
+        What its tenant has running can end first: meanwhile it leaves others' cached prefixes.
+        """
+        tenant, length, chunk = sequence.tenant, len(sequence.tokens), self.max_num_batched_tokens
+        spare = any(other.tenant is tenant for other in self._running.values())
+        owner = tenant.name if spare else None
+        while not self.cache.can_take(hits, length, chunk, len(self._running), owner):
+            need = self.cache.blocks_at_most(length, chunk)
+            if not self._take_from_another(tenant, need, lambda s: s.kv.held, sketch):
+                return False
+        return True
+
+    def _take_from_another(
+        self, tenant: Tenant, need: int, size: Callable[[Sequence], int], sketch: _Sketch
+    ) -> bool:
+        """Preempt a sequence of another tenant, if that one was served more and holds so much more
+        that it is not the one with less afterwards; what a sequence holds, ``size`` says."""
+        held: Counter[Tenant] = Counter()
+        least_urgent: dict[Tenant, Sequence] = {}
+        for sequence in sorted(self._running.values(), key=lambda s: s.rank):
+            held[sequence.tenant] += size(sequence)
+            if not sequence.in_flight:
+                least_urgent[sequence.tenant] = sequence
+        victims = [
+            sequence
+            for other, sequence in least_urgent.items()
+            if other.served > tenant.served and held[other] - size(sequence) >= held[tenant] + need
+        ]
+        if not victims:
+            return False
+        victim = max(victims, key=lambda s: (held[s.tenant], s.urgency))
+        self._preempt(victim)
+        sketch.drop(victim)
+        return True
+
+    def _measure(self, plan: StepPlan) -> None:
+        """Learn how long a step took; with several plans on their way, from the last one's end."""
+        if not plan.work:
+            return
+        now = self._clock()
+        began = max(self._begun.popleft(), self._updated)
+        self._updated = now
+        prompts = sum(work.num_known for work in plan.work if work.num_known > 1)
+        streams = sum(work.num_known == 1 for work in plan.work)
+        self._chunks.learn(now - began, streams, prompts)
 
     def _match(self, sequence: Sequence) -> list[list[int]] | None:
         """What of a sequence is in the cache; scores must be computed, whatever is there."""
@@ -496,6 +608,7 @@ class Scheduler:
 
     def _advance(self, sequence: Sequence, known: int, accepted: int) -> None:
         """Known tokens and right drafts are computed; what was drafted wrongly is not there."""
+        self._queue.charge(sequence, sequence.num_computed + known + accepted)
         sequence.num_computed += known + accepted
         sequence.num_scheduled += accepted
         self.cache.publish(sequence.kv, sequence.tokens, sequence.num_computed)
@@ -556,17 +669,24 @@ class Scheduler:
         """End a sequence. Its blocks go when no submitted plan refers to them any more."""
         sequence.finished = True
         if self._running.pop(sequence.number, None) is None:
-            self._num_waiting -= 1
-            self._sweep()
+            self._queue.leave(sequence)
         sequence.request.unfinished -= 1
         if sequence.request.unfinished == 0:
             del self._requests[sequence.request.id]
+            self._queue.close(sequence.tenant)
         self._forget_if_idle(sequence)
 
     def _forget_if_idle(self, sequence: Sequence) -> None:
         if sequence.in_flight == 0:
             self.cache.release(sequence.kv)
             del self._sequences[sequence.number]
+
+
+def _by_tenant(sequences: Iterable[Sequence]) -> dict[Tenant, list[Sequence]]:
+    found: dict[Tenant, list[Sequence]] = {}
+    for sequence in sequences:
+        found.setdefault(sequence.tenant, []).append(sequence)
+    return found
 
 
 def _masked(sequence: Sequence, constraint: Constraint, work: Work, row: int) -> Iterator[Masked]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rosellm.roseinfer.cache.manager import SequenceKV
+from rosellm.roseinfer.fairness import Tenant
 from rosellm.roseinfer.grammar.constraint import Constraint
 from rosellm.roseinfer.messages import Want
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.speculation.drafter import Drafter
+
+Rank = tuple[float, int]
 
 
 @dataclass(eq=False, slots=True)
@@ -19,6 +22,7 @@ class Request:
     """
 
     id: int
+    tenant: Tenant
     unfinished: int
     held: bool = False
     sequences: list[Sequence] = field(default_factory=list)
@@ -33,7 +37,9 @@ class Sequence:
     back; they differ only while a plan is in flight. ``rank`` orders by virtual arrival
     time: a level of priority is worth a fixed number of seconds, so that everything that
     waits overtakes, in time, all that arrives later. ``num_scored`` prompt positions have
-    been reported; the last one has nothing to be scored against.
+    been reported; the last one has nothing to be scored against. What waits counts for
+    ``queued`` tokens, and is ``ready`` if it could be admitted. All before position ``charged``
+    has been charged to its tenant.
     """
 
     number: int
@@ -42,7 +48,7 @@ class Sequence:
     params: SamplingParams
     prompt_len: int
     tokens: list[int]
-    rank: tuple[float, int]
+    rank: Rank
     kv: SequenceKV
     drafter: Drafter | None = None
     want: Want = "tokens"
@@ -53,6 +59,18 @@ class Sequence:
     cached: int | None = None
     finished: bool = False
     constraint: Constraint | None = None
+    queued: int = 0
+    ready: bool = False
+    charged: int = 0
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.request.tenant
+
+    @property
+    def urgency(self) -> tuple[float, Rank]:
+        """Smaller is more urgent: what its tenant has been served, then its rank."""
+        return self.tenant.served, self.rank
 
     @property
     def pending(self) -> int:

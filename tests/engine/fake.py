@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, cycle, islice
 from typing import Any
@@ -21,6 +21,7 @@ from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.messages import Add, FinishReason, Logprobs, Output, Pooled, Want
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.scheduler import Scheduler
+from rosellm.roseinfer.sequence import Sequence as Scheduled
 from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work, WorkResult
 
 Fingerprint = int
@@ -102,8 +103,8 @@ class WatchedPool(BlockPool):
         self._block_size = block_size
         self._contents: dict[bytes, Fingerprint | None] = {}
 
-    def allocate(self, count: int) -> list[int]:
-        blocks = super().allocate(count)
+    def allocate(self, count: int, owner: str = "") -> list[int]:
+        blocks = super().allocate(count, owner)
         assert len(blocks) == count
         for block in blocks:
             self.kv[self._slots(block)] = [None] * self._block_size
@@ -288,8 +289,11 @@ class Harness:
         whole_prompts: bool = False,
         lookup: bool = False,
         longest_draft: int = 0,
+        itl_target: float | None = None,
+        cost: Callable[[StepPlan], float] = lambda _: 0.0,
     ) -> None:
         self.now = 0.0
+        self._cost = cost
         least = [-(-(w - 1) // block_size) + 2 - (-budget // block_size) for w in windows if w]
         sizes = [num_blocks if w is None else min(num_blocks, least.pop(0)) for w in windows]
         self.pools = [WatchedPool(size, block_size) for size in sizes]
@@ -305,6 +309,7 @@ class Harness:
             whole_prompts=whole_prompts,
             lookup=lookup,
             longest_draft=longest_draft,
+            itl_target=itl_target,
         )
         self.model = FakeModel(
             self.pools, windows, block_size, self._owner, self.max_model_len, longest_draft
@@ -327,6 +332,7 @@ class Harness:
         cache_salt: str = "",
         want: Want = "tokens",
         prediction: Sequence[int] = (),
+        timeout: float | None = None,
         **params: Any,
     ) -> int:
         """Add a request; ``params`` are sampling parameters. Returns its id."""
@@ -341,6 +347,7 @@ class Harness:
             cache_salt=cache_salt,
             want=want,
             prediction=list(prediction),
+            deadline=None if timeout is None else self.now + timeout,
         )
         answers = [list(tokens) for tokens in generated] or [[] for _ in range(n)]
         self.asked[add.id] = Asked(add, answers, [None] * n)
@@ -360,13 +367,25 @@ class Harness:
 
     # -- what the engine does --
 
+    def expire(self) -> list[Output]:
+        """End what has run out of time; nothing else may end."""
+        rows = self.scheduler.expire()
+        for row in rows:
+            asked = self.asked[row.id]
+            assert (row.finish, row.last, row.tokens) == ("error", True, [])
+            assert row.error is not None
+            assert (row.error.status, row.error.code) == (504, "timeout")
+            assert asked.add.deadline is not None
+            assert asked.add.deadline <= self.now
+            assert not asked.over
+            asked.over = True
+        return rows
+
     def submit(self) -> StepPlan:
-        running = self.scheduler._running
-        idle = {number: s.rank for number, s in running.items() if not s.in_flight}
+        self.expire()
+        idle = [s for s in self.scheduler._running.values() if not s.in_flight]
         plan = self.scheduler.schedule()
-        preempted = [rank for number, rank in idle.items() if number not in running]
-        kept = [rank for number, rank in idle.items() if number in running]
-        assert not preempted or not kept or max(kept) < min(preempted), "an urgent one yields"
+        self._check_preemptions(idle)
         for work in plan.work:
             sequence = self.scheduler._sequences[work.sequence]
             self._sequences[work.sequence] = (sequence.request.id, sequence.choice)
@@ -392,6 +411,7 @@ class Harness:
         self.execute(1)
         submitted = self.in_flight.popleft()
         assert submitted.result is not None
+        self.now += self._cost(submitted.plan)
         rows = self.scheduler.update(submitted.plan, submitted.result)
         self.steps += 1
         for row in rows:
@@ -461,6 +481,18 @@ class Harness:
         asked = self.asked[id]
         return Owner(asked.add, choice, [*asked.add.prompt, *asked.answers[choice]])
 
+    def _check_preemptions(self, idle: Iterable[Scheduled]) -> None:
+        """No urgent one yields, within a tenant; nor one of the least served tenant to another."""
+        running = self.scheduler._running
+        preempted = [s for s in idle if s.number not in running]
+        kept = [s for s in idle if s.number in running]
+        left = {s.tenant for s in self.scheduler._sequences.values() if not s.finished}
+        for gone in preempted:
+            own = [s for s in kept if s.tenant is gone.tenant]
+            assert all(s.rank < gone.rank for s in own), "an urgent one yields"
+            served_less = any(tenant.served < gone.tenant.served for tenant in left)
+            assert served_less or all(s.urgency < gone.urgency for s in kept), "it was its turn"
+
     def _check_plan(self, plan: StepPlan) -> None:
         assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(plan.work) <= self.scheduler.max_num_seqs
@@ -468,7 +500,9 @@ class Harness:
         assert rows <= max(self.scheduler.max_num_seqs, 1 + self.model.longest_draft)
         assert len({work.sequence for work in plan.work}) == len(plan.work)
         for work in plan.work:
-            assert not self.asked[self._sequences[work.sequence][0]].over
+            asked = self.asked[self._sequences[work.sequence][0]]
+            assert not asked.over
+            assert asked.add.deadline is None or self.now < asked.add.deadline
 
     def _record(self, row: Output) -> None:
         asked = self.asked[row.id]

@@ -87,7 +87,8 @@ def rows_until_idle(engine: EngineCore) -> list[Output]:
         (add(1, prompt_logprobs=-1), 400, None, "prompt_logprobs"),
         (add(1, [0] * 33, want="pooled"), 400, "context_length_exceeded", None),
         (add(1, max_tokens=2, generated=[[1, 1]]), 400, None, "max_tokens"),
-        (add(1, n=9), 503, "queue_full", None),
+        (add(1, n=8), 503, "queue_full", None),
+        (add(1, n=9), 400, None, "n"),
     ],
 )
 def test_what_cannot_be_served_is_refused_alone(

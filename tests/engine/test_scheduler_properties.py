@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from rosellm.roseinfer import chunks
 from rosellm.roseinfer.cache import manager
 from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.request import SamplingParams
@@ -36,8 +37,9 @@ PARAMS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 FIELDS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "priority": st.integers(-2, 2),
-        "tenant": st.sampled_from(["", "", "a"]),
+        "tenant": st.sampled_from(["", "", "a", "b"]),
         "cache_salt": st.sampled_from(["", "", "a"]),
+        "timeout": st.sampled_from([None, None, None, None, 0.0, 0.2, 20.0]),
     }
 )
 EDITS = st.lists(
@@ -61,6 +63,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         depths=st.lists(st.integers(1, MOST_IN_FLIGHT), min_size=1, max_size=6),
         lookup=st.booleans(),
         longest_draft=st.sampled_from([0, 1, 3, 8]),
+        itl_target=st.sampled_from([None, None, 0.005, 0.03]),
+        least_chunk=st.sampled_from([1, 2, 16]),
+        remeasure=st.sampled_from([1, 3, 32]),
+        each=st.sampled_from([0.0, 0.001, 0.01]),
     )
     def start(
         self,
@@ -74,10 +80,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         depths: list[int],
         lookup: bool,
         longest_draft: int,
+        itl_target: float | None,
+        least_chunk: int,
+        remeasure: int,
+        each: float,
     ) -> None:
         self._depths = depths
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(manager, "HASHES_PER_CALL", hashes_per_call)
+        self._patch.setattr(chunks, "LEAST_CHUNK", least_chunk)
+        self._patch.setattr(chunks, "REMEASURE", remeasure)
         self.harness = Harness(
             block_size=block_size,
             num_blocks=num_blocks,
@@ -87,6 +99,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_cache=prefix_cache,
             lookup=lookup,
             longest_draft=longest_draft,
+            itl_target=itl_target,
+            cost=lambda plan: each * (1 + plan.num_tokens),
         )
 
     def teardown(self) -> None:

@@ -128,7 +128,7 @@ def test_a_failure_in_the_middle_ends_the_rest(folder: Path) -> None:
     """More choices than the engine's queue holds are refused by the engine itself."""
     prompts = ["a", "b", "c"]
     with LLM(folder, device="cpu", max_queue=4, max_num_seqs=2) as small:
-        with pytest.raises(RequestError, match="prompt 1: the queue is full"):
+        with pytest.raises(RequestError, match="prompt 1: n must be at most 4"):
             small.generate(prompts, [SHORT, SamplingParams(n=5), ENDLESS])
         assert idle(small).blocks_used == 0
         assert len(small.generate(prompts * 10, SHORT)) == 30

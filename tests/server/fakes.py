@@ -256,6 +256,7 @@ async def serving(
     parsers: dict[str, Any] | None = None,
     unknown_parameters: UnknownParameters = "reject",
     journal: Journal | None = None,
+    **limits: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(script, generates)
     tools = TextTools.of(tokenizer or ByteTokenizer(chat_template), **(parsers or {}))
@@ -270,6 +271,7 @@ async def serving(
         Sampling(defaults, ready.vocab_size, ready.max_model_len),
         unknown_parameters=unknown_parameters,
         journal=journal,
+        **limits,
     )
     app = create_app(service, api_key, keys=keys)
     outermost = Cors(app, cors_origins) if cors_origins else app

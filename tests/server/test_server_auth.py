@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from rosellm.roseinfer.server.auth import BearerAuth
+from rosellm.roseinfer.server.keys import Key, Keys, digest
+from rosellm.roseinfer.server.limits import Accounts
 from tests.server.fakes import CHAT, COMPLETIONS, says, serving
 
 KEY = "sécret-key"
@@ -85,6 +88,21 @@ def test_open_with_the_key() -> None:
                 headers = {b"authorization": scheme + b" " + KEY.encode()}
                 response = await server.client.get("/v1/models", headers=headers)  # type: ignore[arg-type]
                 assert response.status_code == 200
+
+    asyncio.run(test())
+
+
+def test_whose_key_it_was_is_known_behind_it() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["state"])
+
+    async def test() -> None:
+        auth = BearerAuth(behind, Accounts(Keys([Key("alice", digest(b"a"))])))
+        scope = {"type": "http", "path": "/x", "headers": [(b"authorization", b"Bearer a")]}
+        await auth(scope, None, None)  # type: ignore[arg-type]
+        assert (seen[0]["key_name"], seen[0]["account"].tenant) == ("alice", "alice")
 
     asyncio.run(test())
 

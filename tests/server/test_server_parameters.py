@@ -244,6 +244,7 @@ BOTH: dict[str, tuple[Any, dict[str, Any]]] = {
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "structured_outputs": ({"regex": "a+"}, {}),
     "temperature": (0.5, {}),
+    "timeout": (5.0, {}),
     "top_k": (5, {}),
     "top_p": (0.5, {}),
     "truncate_prompt_tokens": (3, {}),
@@ -291,6 +292,7 @@ OF_EMBEDDINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "encoding_format": ("base64", {}),
     "input": (["x", "y"], {}),
     "model": ("roseinfer-gpt2", {}),
+    "timeout": (5.0, {}),
     "user": ("u", {}),
 }
 CASES = {CHAT: BOTH | OF_CHATS, COMPLETIONS: BOTH | OF_COMPLETIONS, EMBEDDINGS: OF_EMBEDDINGS}

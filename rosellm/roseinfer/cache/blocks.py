@@ -5,12 +5,16 @@ Knows neither tokens nor tensors. A block is
 * *free*: its content means nothing;
 * *used*: one or more sequences refer to it;
 * *cached*: nobody refers to it, but its content is known by hash and can be
-  shared again; cached blocks are evicted least recently used first.
+  shared again.
+
+A block that is not free has an owner. Evicted is a block of the owner who holds most, used and
+cached together, and of that one's the least recently used: so whoever fills the pool loses what is
+its own, and all that hold something come to equal shares.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 
@@ -23,7 +27,11 @@ class BlockPool:
         self._hash: list[bytes | None] = [None] * total
         self._by_hash: dict[bytes, int] = {}
         self._free = list(range(total - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._owner = [""] * total
+        self._held: Counter[str] = Counter()
+        self._cached: dict[str, OrderedDict[int, int]] = {}  # by owner: blocks, and since when
+        self._num_cached = 0
+        self._time = 0
 
     @property
     def free(self) -> int:
@@ -31,7 +39,7 @@ class BlockPool:
 
     @property
     def cached(self) -> int:
-        return len(self._cached)
+        return self._num_cached
 
     @property
     def used(self) -> int:
@@ -40,14 +48,25 @@ class BlockPool:
     @property
     def available(self) -> int:
         """Blocks that ``allocate`` can hand out."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + self._num_cached
 
-    def allocate(self, count: int) -> list[int]:
+    def kept_from(self, owner: str) -> int:
+        """Cached blocks that others hold within equal shares of the pool."""
+        share = self.total // len({*self._held, owner})
+        return sum(
+            min(len(cached), max(0, share - self._held[other] + len(cached)))
+            for other, cached in self._cached.items()
+            if other != owner
+        )
+
+    def allocate(self, count: int, owner: str = "") -> list[int]:
         """Take ``count`` blocks for exclusive use; cached ones are evicted if need be."""
         blocks = []
         for _ in range(count):
             block = self._free.pop() if self._free else self._evict()
             self._references[block] = 1
+            self._owner[block] = owner
+            self._held[owner] += 1
             blocks.append(block)
         return blocks
 
@@ -68,7 +87,7 @@ class BlockPool:
     def share(self, block: int) -> None:
         """Add a reference to a block that ``find`` returned."""
         if self._references[block] == 0:
-            del self._cached[block]
+            self._take_out(block)
         self._references[block] += 1
 
     def publish(self, block: int, block_hash: bytes) -> None:
@@ -90,13 +109,14 @@ class BlockPool:
             self._references[block] -= 1
             if self._references[block] == 0:
                 if self._hash[block] is None:
+                    self._let_go(block)
                     self._free.append(block)
                 else:
-                    self._cached[block] = None
+                    self._put_in(block)
 
     def flush(self) -> None:
         """Forget all cached blocks."""
-        while self._cached:
+        while self._num_cached:
             self._free.append(self._evict())
 
     def references(self, block: int) -> int:
@@ -104,7 +124,14 @@ class BlockPool:
 
     def check(self) -> None:
         """Raise AssertionError if the bookkeeping contradicts itself."""
-        free, cached = set(self._free), set(self._cached)
+        by_owner = {owner: set(blocks) for owner, blocks in self._cached.items()}
+        free, cached = set(self._free), set().union(*by_owner.values())
+        assert len(cached) == self._num_cached == sum(map(len, by_owner.values()))
+        assert all(blocks for blocks in by_owner.values())
+        assert all(self._owner[b] == owner for owner in by_owner for b in by_owner[owner])
+        held = Counter(self._owner[block] for block in range(self.total) if block not in free)
+        assert held == self._held
+        assert all(self._held.values())
         assert len(free) == len(self._free), "a block is free twice"
         assert not free & cached, "a block is free and cached"
         for block in range(self.total):
@@ -117,9 +144,34 @@ class BlockPool:
             assert self._hash[block] == block_hash
 
     def _evict(self) -> int:
-        block, _ = self._cached.popitem(last=False)
+        owner = max(self._cached, key=self._eviction_order)
+        block = next(iter(self._cached[owner]))
+        self._take_out(block)
+        self._let_go(block)
         block_hash = self._hash[block]
         assert block_hash is not None
         del self._by_hash[block_hash]
         self._hash[block] = None
         return block
+
+    def _eviction_order(self, owner: str) -> tuple[int, int]:
+        """Largest is first: who holds most, and among equals whose block was used longest ago."""
+        return self._held[owner], -next(iter(self._cached[owner].values()))
+
+    def _put_in(self, block: int) -> None:
+        self._time += 1
+        self._num_cached += 1
+        self._cached.setdefault(self._owner[block], OrderedDict())[block] = self._time
+
+    def _take_out(self, block: int) -> None:
+        blocks = self._cached[self._owner[block]]
+        del blocks[block]
+        self._num_cached -= 1
+        if not blocks:
+            del self._cached[self._owner[block]]
+
+    def _let_go(self, block: int) -> None:
+        owner = self._owner[block]
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]

@@ -26,16 +26,23 @@ class SequenceKV:
         tables: entry i of a table holds positions from i * block size on; blocks that fell
             out of the group's window are replaced by the null block, ``pool.total``.
         gone: per group, how many leading entries are null.
+        owner: whose share of the cache its blocks count in.
     """
 
-    __slots__ = ("gone", "hashes", "published", "root", "tables")
+    __slots__ = ("gone", "hashes", "owner", "published", "root", "tables")
 
-    def __init__(self, root: bytes, num_groups: int) -> None:
+    def __init__(self, root: bytes, num_groups: int, owner: str) -> None:
         self.root = root
+        self.owner = owner
         self.tables: list[list[int]] = [[] for _ in range(num_groups)]
         self.gone = [0] * num_groups
         self.hashes: list[bytes] = []
         self.published = 0
+
+    @property
+    def held(self) -> int:
+        """Blocks of all groups together."""
+        return sum(map(len, self.tables)) - sum(self.gone)
 
 
 class CacheManager:
@@ -64,16 +71,29 @@ class CacheManager:
         self._root = os.urandom(16)
         self._keys = tuple(keys)
 
-    def new_sequence(self, *keys: str) -> SequenceKV:
-        """An empty holding; only sequences with equal ``keys`` share blocks."""
+    def new_sequence(self, owner: str = "", *keys: str) -> SequenceKV:
+        """An empty holding; only sequences with equal owners and ``keys`` share blocks."""
         root = hashlib.blake2b(self._root, digest_size=16)
-        for key in (*self._keys, *keys):
+        for key in (*self._keys, owner, *keys):
             data = key.encode()
             root.update(len(data).to_bytes(8, "little") + data)
-        return SequenceKV(root.digest(), len(self.pools))
+        return SequenceKV(root.digest(), len(self.pools), owner)
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
+
+    def longest(self, chunk: int) -> int | None:
+        """Tokens that one sequence, computed in chunks, may have; None if any number."""
+        bounds = [
+            pool.total * self.block_size
+            for pool, window in zip(self.pools, self.windows, strict=True)
+            if window is None or self._most(window, chunk) > pool.total
+        ]
+        return min(bounds, default=None)
+
+    def blocks_at_most(self, num_tokens: int, chunk: int) -> int:
+        """Blocks of all groups that are held while so many tokens are computed in chunks."""
+        return sum(self._peak(window, num_tokens, chunk) for window in self.windows)
 
     def no_match(self) -> list[list[int]]:
         """What ``match`` returns when nothing is found."""
@@ -98,11 +118,24 @@ class CacheManager:
             hits.append([pool.total] * first + pool.find(hashes[first:]))
         return hits
 
-    def can_take(self, hits: list[list[int]], num_tokens: int, chunk: int, reserve: int) -> bool:
-        """Whether ``num_tokens``, computed in chunks, could be held and ``reserve`` be left."""
+    def can_take(
+        self,
+        hits: list[list[int]],
+        num_tokens: int,
+        chunk: int,
+        reserve: int,
+        owner: str | None = None,
+    ) -> bool:
+        """Whether ``num_tokens``, computed in chunks, could be held and ``reserve`` be left.
+
+        Args:
+            owner: if given, others keep what they have cached within their shares.
+        """
         return all(
             self._peak(window, num_tokens, chunk) + reserve
-            <= pool.available + sum(pool.in_use(block) for block in group if block != pool.total)
+            <= pool.available
+            - (0 if owner is None else pool.kept_from(owner))
+            + sum(pool.in_use(block) for block in group if block != pool.total)
             for pool, window, group in zip(self.pools, self.windows, hits, strict=True)
         )
 
@@ -130,7 +163,7 @@ class CacheManager:
             return False
         for pool, table, n in zip(self.pools, kv.tables, missing, strict=True):
             if n > 0:
-                table.extend(pool.allocate(n))
+                table.extend(pool.allocate(n, kv.owner))
         return True
 
     def publish(self, kv: SequenceKV, tokens: Sequence[int], num_computed: int) -> None:
@@ -192,7 +225,11 @@ class CacheManager:
     def _peak(self, window: int | None, num_tokens: int, chunk: int) -> int:
         """Most blocks of a group that a sequence holds while ``num_tokens`` are computed."""
         need = self.blocks_for(num_tokens)
-        return need if window is None else min(need, self.blocks_for(window - 1 + chunk) + 1)
+        return need if window is None else min(need, self._most(window, chunk))
+
+    def _most(self, window: int, chunk: int) -> int:
+        """Blocks that a window and a chunk can touch, wherever they begin."""
+        return self.blocks_for(window - 1 + chunk) + 1
 
     def _reach(self, kv: SequenceKV, tokens: Sequence[int], limit: int) -> int | None:
         """How many leading blocks are hashed and held by all groups that keep everything."""

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from rosellm.roseinfer.cache.manager import CacheManager
-from rosellm.roseinfer.config import SchedulerConfig
+from rosellm.roseinfer.config import QUEUED_CACHES, SchedulerConfig
 from rosellm.roseinfer.engine.pace import Pace
 from rosellm.roseinfer.grammar.compiler import Compiler, Wanted
 from rosellm.roseinfer.grammar.masks import Bits, Masker
@@ -82,16 +82,20 @@ class EngineCore:
         self.facts = facts
         self._runner = runner
         self._max_queue = config.max_queue
+        self._max_queue_tokens = config.max_queue_tokens or QUEUED_CACHES * facts.capacity_tokens
+        self._longest = _longest(facts, cache, step_tokens, whole_prompts)
         self.scheduler = Scheduler(
             cache,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=step_tokens,
-            max_model_len=facts.max_model_len,
+            max_model_len=self._longest,
             ageing=config.priority_ageing_s,
             clock=clock,
             whole_prompts=whole_prompts,
             lookup=config.speculate == "ngram",
             longest_draft=config.num_speculative_tokens,
+            itl_target=None if config.itl_target_ms is None else config.itl_target_ms / 1000,
+            output_weight=config.fair_output_weight,
         )
         self._rows: list[Output] = []
         self._barren = 0
@@ -115,7 +119,7 @@ class EngineCore:
         if message.grammar and self._compiler is not None:
             generated = [(message.generated or [[]] * message.n)[each] for each in message.wanted]
             params = message.params
-            room = min(params.max_tokens, self.facts.max_model_len - len(message.prompt))
+            room = min(params.max_tokens, self._longest - len(message.prompt))
             wanted = Wanted(message.id, message.grammar, generated, room, params.stop_token_ids)
             self._compiler.submit(wanted)
 
@@ -141,6 +145,7 @@ class EngineCore:
         Raises:
             Exception: whatever is computed fails: the engine itself is broken.
         """
+        self._end_expired()
         self._take_grammars()
         plan = self.scheduler.schedule()
         if plan.work:
@@ -149,6 +154,13 @@ class EngineCore:
             self._rows += self.scheduler.update(plan, result)
         rows, self._rows = self._rows, []
         return Outputs(rows, self.scheduler.stats())
+
+    def _end_expired(self) -> None:
+        """Requests whose deadline has come run no more."""
+        for row in self.scheduler.expire():
+            if self._compiler is not None:
+                self._compiler.forget(row.id)
+            self._rows.append(row)
 
     def _compute(self, plan: StepPlan) -> StepResult:
         """Run a plan. Work that makes it fail comes back as a fault, all other work computed.
@@ -201,7 +213,7 @@ class EngineCore:
 
     def _refusal(self, message: Add) -> RowError | None:
         """Why a request cannot be served; the API side has checked most of it before."""
-        limit = self.facts.max_model_len
+        limit = self._longest
         longest = max(map(len, message.generated), default=0)
         if not message.prompt:
             return RowError("the prompt is empty", status=400, param="prompt")
@@ -235,14 +247,34 @@ class EngineCore:
             if count is not None and not 0 <= count <= self.facts.vocab_size:
                 limit = self.facts.vocab_size
                 return RowError(f"{name} must be 0 to {limit}", status=400, param=name)
-        full = self.scheduler.num_waiting + message.n > self._max_queue
-        if full and not message.resumed:
+        if message.n > self._max_queue:
             return RowError(
-                f"the queue is full ({self.scheduler.num_waiting} waiting); try again later",
-                status=503,
-                code="queue_full",
+                f"n must be at most {self._max_queue}, as many as the queue holds",
+                status=400,
+                param="n",
             )
+        return None if message.resumed else self._no_room(message)
+
+    def _no_room(self, message: Add) -> RowError | None:
+        """Why a request cannot be queued now. Alone in the queue it always can."""
+        waiting, tokens = self.scheduler.num_waiting, self.scheduler.waiting_tokens
+        if waiting + len(message.wanted) > self._max_queue:
+            return _queue_full(f"{waiting} waiting")
+        more = len(message.prompt) + sum(map(len, message.generated))
+        if waiting and tokens + more > self._max_queue_tokens:
+            return _queue_full(f"{tokens} prompt tokens waiting")
         return None
+
+
+def _queue_full(state: str) -> RowError:
+    return RowError(f"the queue is full ({state}); try again later", status=503, code="queue_full")
+
+
+def _longest(facts: Ready, cache: CacheManager, step_tokens: int, whole_prompts: bool) -> int:
+    """Tokens of the longest sequence that could ever be computed."""
+    bounds = [facts.max_model_len, cache.longest(step_tokens)]
+    bounds.append(step_tokens if whole_prompts else None)
+    return min(bound for bound in bounds if bound is not None)
 
 
 def _token_ids(message: Add) -> list[Sequence[int]]:

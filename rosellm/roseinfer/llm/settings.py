@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from rosellm.roseinfer.config import (
+    UNBOUNDED,
     CacheConfig,
     EngineConfig,
     ModelConfig,
@@ -39,6 +40,7 @@ def read_settings(given: Mapping[str, Any]) -> Options:
             raise ConfigError(f"unknown setting {name!r}{did_you_mean(name, NAMES)}")
     values = {name: _plain(value) for name, value in given.items()}
     values["model"] = model_or_demo(values.get("model"), values.get("tokenizer"))
+    values.setdefault("max_queue_tokens", UNBOUNDED)  # callers wait their turn, see batch.py
     engine = EngineConfig(
         model=_build(ModelConfig, values),
         cache=_build(CacheConfig, values),

@@ -15,7 +15,8 @@ OPEN_PATHS = frozenset({b"/health", b"/livez", b"/readyz"})
 class BearerAuth:
     """Lets through only requests that carry a key and keep its limits, except to the open paths.
 
-    The decision is made on the path as it was sent, before any routing or decoding.
+    The decision is made on the path as it was sent, before any routing or decoding. What comes
+    behind finds ``account`` and ``key_name`` in the request's state.
     """
 
     def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
@@ -44,7 +45,7 @@ class BearerAuth:
                 status=401,
                 code="invalid_api_key",
             )
-        scope.setdefault("state", {})["account"] = account
+        scope.setdefault("state", {}).update(account=account, key_name=account.tenant)
         account.enter(spends=scope.get("method") == "POST")
         return account
 

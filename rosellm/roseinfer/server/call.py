@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -19,6 +20,7 @@ class Call:
         body: its JSON, as it was sent.
         warnings: a sentence for each field that was ignored, see ``--unknown-parameters``.
         account: of who asks.
+        arrived: when it was there as a whole, by ``time.monotonic``.
     """
 
     id: str
@@ -26,6 +28,7 @@ class Call:
     body: Any
     warnings: tuple[str, ...] = ()
     account: Account = UNLIMITED
+    arrived: float = field(default_factory=time.monotonic)
 
 
 async def _called(request: Request) -> Call:  # async: FastAPI runs others in a thread

@@ -28,9 +28,10 @@ access_log = logging.getLogger("rosellm.access")
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 << 10
-HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")  # RFC 9110, section 7.2: without a path
 SEND_BUFFER_BYTES = 256 << 10
 _LINGER_S = 2.0
+# RFC 3986's host and port, without its escapes, which no client sends.
+_HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ class EdgeProtocol(HttpToolsProtocol):
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             self._give_up(400, "a request has one Host header")
-        if not all(HOST.fullmatch(host) for host in hosts):
-            self._give_up(400, "the Host header is not a host and a port")
+        if hosts and not _HOST.fullmatch(hosts[0].strip()):
+            self._give_up(400, "the Host header is not a host's name")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

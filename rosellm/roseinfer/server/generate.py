@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import EngineDeadError, RequestError
 from rosellm.roseinfer.messages import (
+    TIMED_OUT,
     Abort,
     Add,
     FinishReason,
@@ -42,6 +44,8 @@ from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+LONGEST_TIMER_S = 1e7  # longer ones are not told from none by event loops
+
 Finish = FinishReason | Literal["tool_calls"]
 
 
@@ -62,6 +66,7 @@ class Job:
         grammar: what the answer must match, see ``Add``.
         prediction: token ids that its answers may turn out to be.
         tenant: who asks, see ``Add``.
+        deadline: see ``Add``.
     """
 
     prompt: list[int]
@@ -78,6 +83,7 @@ class Job:
     grammar: str = ""
     prediction: list[int] = field(default_factory=list)
     tenant: str = ""
+    deadline: float | None = None
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer as it reads this job's tokens."""
@@ -196,6 +202,7 @@ class Pipeline:
         for job in jobs:
             answer.ids.append(self._add(job, first, answer))
             first += job.n
+        answer.expires(min((j.deadline for j in jobs if j.deadline is not None), default=None))
         return answer
 
     def drop(self, ids: Sequence[int]) -> None:
@@ -204,6 +211,12 @@ class Pipeline:
         self._readmission.heard(running)
         if running and not self.dead.is_set():
             self._client.send(Abort(running))
+
+    def expire(self, answer: Answer) -> None:
+        """End what the engine still owes an answer, in case it does not see the time itself."""
+        if any(id in self._open for id in answer.ids):
+            answer.put(_refusal(TIMED_OUT))
+            self.drop(answer.ids)
 
     def on_outputs(self, outputs: Outputs) -> None:
         """Hand each row to the request it belongs to; rows of dropped requests are ignored."""
@@ -270,6 +283,14 @@ class Answer:
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._peeked: Delta | None = None
         self._watchers = watchers
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expires(self, deadline: float | None) -> None:
+        """End it with an error at this time, by ``time.monotonic``."""
+        if deadline is not None:
+            delay = min(max(0.0, deadline - time.monotonic()), LONGEST_TIMER_S)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(delay, self._pipeline.expire, self)
 
     def put(self, item: Delta | Exception) -> None:
         self._queue.put_nowait(item)
@@ -285,6 +306,8 @@ class Answer:
             raise
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._pipeline.drop(self.ids)
         watchers, self._watchers = self._watchers, ()
         for watcher in watchers:
@@ -353,6 +376,7 @@ class _Request:
             want=job.want,
             grammar=job.grammar,
             prediction=job.prediction,
+            deadline=job.deadline,
             choices=open if len(open) < job.n else [],
             resumed=resumed,
         )

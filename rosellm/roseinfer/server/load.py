@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from rosellm.roseinfer.config import QUEUED_CACHES
 from rosellm.roseinfer.engine.client import EngineClient, OnProgress
 from rosellm.roseinfer.loading.open import check_checkpoint
 from rosellm.roseinfer.server.defaults import Defaults, load_defaults
@@ -12,6 +13,7 @@ from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.journal import Journal, build_of
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
+from rosellm.roseinfer.server.schemas.sampling import MAX_CHOICES
 from rosellm.roseinfer.server.service import Service
 from rosellm.roseinfer.text.load import load_tokenizer
 
@@ -28,7 +30,7 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
     tools, defaults = await asyncio.to_thread(_read_files, options)
     pipeline = Pipeline(client, tools.tokenizer)
     ready = await pipeline.start(on_progress)
-    limits = options.engine.scheduler
+    limits, server = options.engine.scheduler, options.server
     if journal is not None:
         journal.write(build_of(options.engine, ready))
     return Service(
@@ -37,7 +39,10 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
         pipeline=pipeline,
         prompts=Prompts(tools, ready),
         sampling=Sampling(defaults, ready.vocab_size, ready.max_model_len),
-        max_choices=limits.max_queue + limits.max_num_seqs,
+        max_choices=limits.max_queue,
+        max_prompt_tokens=limits.max_queue_tokens or QUEUED_CACHES * ready.capacity_tokens,
+        max_answer_tokens=server.max_request_tokens or MAX_CHOICES * ready.max_model_len,
+        default_timeout=server.default_timeout_s,
         unknown_parameters=options.server.unknown_parameters,
         max_body=options.server.max_body_mb << 20,
         journal=journal,

@@ -41,6 +41,9 @@ class Service:
         max_body: bytes of a request's body. Parsing it holds up the event loop, about 7 ms a
             megabyte at worst.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
+        max_prompt_tokens: of all its prompts, for the same reason.
+        max_answer_tokens: that its choices x max_tokens may come to.
+        default_timeout: seconds that a request may take that does not say it.
     """
 
     name: str
@@ -49,6 +52,9 @@ class Service:
     prompts: Prompts
     sampling: Sampling
     max_choices: int = 1024
+    max_prompt_tokens: int = 1 << 62
+    max_answer_tokens: int = 1 << 62
+    default_timeout: float | None = None
     unknown_parameters: UnknownParameters = "reject"
     journal: Journal | None = None
     max_body: int = 8 << 20
@@ -128,13 +134,43 @@ class Service:
     def metrics(self) -> Metrics:
         return Metrics(self.name, lambda: self.pipeline.stats)
 
-    def answer(self, jobs: Sequence[Job], call: Call) -> Answer:
+    def check_tokens(self, jobs: Sequence[Job]) -> None:
+        """Refuse what is too much for one request, before it is spread out into choices."""
+        answers = sum(job.n * job.params.max_tokens for job in jobs)
+        if answers > self.max_answer_tokens:
+            raise RequestError(
+                f"choices x max_tokens come to {answers}; one request may ask for"
+                f" {self.max_answer_tokens} tokens",
+                param="max_tokens",
+                code="invalid_value",
+            )
+        prompts = sum(len(job.prompt) for job in jobs)
+        if len(jobs) > 1 and prompts > self.max_prompt_tokens:
+            raise RequestError(
+                f"the prompts have {prompts} tokens together, and the queue holds"
+                f" {self.max_prompt_tokens}: send fewer at a time",
+                param="prompt",
+                code="invalid_value",
+            )
+
+    def timed(self, jobs: Sequence[Job], call: Call, timeout: float | None) -> list[Job]:
+        """The jobs, with the time by which they have to be done."""
+        seconds = self.default_timeout if timeout is None else timeout
+        deadline = None if seconds is None else call.arrived + seconds
+        return [replace(job, deadline=deadline) for job in jobs]
+
+    def answer(self, jobs: Sequence[Job], call: Call, timeout: float | None = None) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``.
 
+        Args:
+            timeout: seconds from the call on, where the request says it.
+
         Raises:
-            RequestError: who asks has no tokens left.
+            RequestError: they are too much for one request, or who asks has no tokens left.
         """
         call.account.check_tokens()
+        self.check_tokens(jobs)
+        jobs = self.timed(jobs, call, timeout)
         watchers: list[Watcher] = [self.metrics.watch(jobs)]
         if self.journal is not None:
             watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))

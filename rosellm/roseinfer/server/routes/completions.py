@@ -30,7 +30,7 @@ async def create_completion(body: CompletionRequest, service: Served, call: Call
     service.check_choices(len(body.prompts), body.made)
     jobs = await _jobs(body, service)
     tally = Tally.of(jobs)
-    answer = service.answer(jobs, call)
+    answer = service.answer(jobs, call, body.timeout)
     head = service.head("cmpl", body, call)
     choices = CompletionChoices(body, jobs, jobs[0].reader(service.prompts.tokenizer))
     if body.stream:

@@ -39,6 +39,7 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     _check_dimensions(body.dimensions, service.ready.embedding_size)
     prompts = await service.prompts.batch(body.inputs, "input", answer=0)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
+    jobs = service.timed(jobs, call, body.timeout)
     tally = Tally.of(jobs)
     call.account.check_tokens()
     vectors = await _vectors(jobs, tally, service, call.account)
@@ -64,13 +65,25 @@ async def _vectors(
     jobs: Sequence[Job], tally: Tally, service: Service, account: Account
 ) -> list[bytes]:
     found = []
-    size = min(WAVE, service.max_choices)
-    for start in range(0, len(jobs), size):
-        answer = service.begin(jobs[start : start + size], account)
+    for wave in _waves(jobs, min(WAVE, service.max_choices), service.max_prompt_tokens // 4):
+        answer = service.begin(wave, account)
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)
     return found
+
+
+def _waves(jobs: Sequence[Job], most: int, tokens: int) -> Iterator[list[Job]]:
+    """Jobs in groups, each within these bounds unless it is of one."""
+    wave: list[Job] = []
+    length = 0
+    for job in jobs:
+        length += len(job.prompt)
+        if wave and (len(wave) == most or length > tokens):
+            yield wave
+            wave, length = [], len(job.prompt)
+        wave.append(job)
+    yield wave
 
 
 def _written(vectors: Sequence[bytes], body: EmbeddingRequest) -> Iterator[Raw]:

@@ -25,7 +25,7 @@ async def generate(body: GenerateRequest, service: Served, call: Called) -> Resp
     """Continue a prompt; the answer is the continuation alone."""
     service.check_generates(param=None)
     job = await _job(body, service)
-    answer = service.answer([job], call)
+    answer = service.answer([job], call, body.timeout)
     if body.stream:
         await answer.begin()
         return Streamed(answer, _text(answer), "text/plain")

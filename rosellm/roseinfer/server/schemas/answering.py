@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import NoEffect
+from rosellm.roseinfer.server.schemas.fields import TIMEOUT, NoEffect, Timeout
 from rosellm.roseinfer.server.schemas.sampling import INT64, SamplingFields
 from rosellm.roseinfer.server.schemas.streaming import StreamFields
 from rosellm.roseinfer.server.schemas.structured import Form, StructuredOutputs, form_of
@@ -45,6 +45,7 @@ class AnswerFields(SamplingFields, StreamFields):
         description="What the answer must match: a JSON Schema, a regular expression, one of some"
         " texts, or a grammar.",
     )
+    timeout: Timeout | None = Field(default=None, description=TIMEOUT)
     spaces_between_special_tokens: NoEffect[bool] = Field(
         default=None, description="Tokens are joined as they are, never with spaces between them."
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from rosellm.roseinfer.server.schemas.fields import Body, NoEffect
+from rosellm.roseinfer.server.schemas.fields import TIMEOUT, Body, NoEffect, Timeout
 from rosellm.roseinfer.server.schemas.prompt import TokenIds, one_by_one, prompt_tag
 
 MAX_INPUTS = 2048
@@ -32,6 +32,7 @@ class EmbeddingRequest(Body):
     dimensions: int | None = Field(
         default=None, ge=1, description="The vector's first so many numbers, made unit length."
     )
+    timeout: Timeout | None = Field(default=None, description=TIMEOUT)
     user: NoEffect[str] = Field(
         default=None, description="A server of one's own keeps no such record."
     )

@@ -63,4 +63,10 @@ Rejected = Annotated[T | None, Outcome.REJECTED, WrapValidator(_refuse_others)]
 What makes it work replaces this type by the property's own.
 """
 
+Timeout = Annotated[float, Field(gt=0)]
+TIMEOUT = (
+    "Seconds that the request may take. Then it ends with a 504 or, in mid-stream, with an error"
+    " event."
+)
+
 Empty = Annotated[list[Any], Field(max_length=0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from rosellm.roseinfer.server.schemas.fields import Body
+from rosellm.roseinfer.server.schemas.fields import TIMEOUT, Body, Timeout
 from rosellm.roseinfer.server.schemas.sampling import INT64, SamplingFields
 
 
@@ -33,6 +33,7 @@ class GenerateRequest(Body):
     do_sample: bool | None = Field(
         default=None, description="Sample, or take the likeliest token each time."
     )
+    timeout: Timeout | None = Field(default=None, description=TIMEOUT)
     stream: bool | None = Field(default=None, description="Plain text as it comes.")
 
     @property

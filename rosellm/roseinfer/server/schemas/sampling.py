@@ -10,6 +10,7 @@ from rosellm.roseinfer.server.schemas.fields import Body, one_or_list
 
 INT32 = 2**31
 INT64 = 2**63
+MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # a held-back stop string is compared at every token
 
@@ -93,7 +94,7 @@ class SamplingFields(Body):
         lt=INT64,
         description="Tokens before which neither a stop token nor a stop string ends the answer.",
     )
-    n: int | None = Field(default=None, ge=1, le=128, description="Number of answers; 1.")
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Number of answers; 1.")
     priority: int | None = Field(
         default=None,
         ge=-INT32,

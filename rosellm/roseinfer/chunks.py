@@ -1,0 +1,84 @@
+"""How many prompt tokens a step may compute while streams wait for their next token.
+
+The time of a step is predicted from what steps took: that of decoding alone, and what each prompt
+token added to it. The number of prompt tokens is bounded by what the time allows, so a prompt of
+any length comes in chunks between which the streams go on. Until it is measured the chunks are
+small, and none is more than twice as large as one that was. A chunk changes no bits.
+
+Two limits:
+
+* a target for the time between tokens, if there is one;
+* without a target, where one tenant's prompts are computed beside another's streams: prompts may
+  make a step longer by ``NEIGHBOURS_SHARE``. Within a tenant prompts come first, as they are.
+
+Knows seconds and numbers of tokens, neither sequences nor tenants.
+"""
+
+from __future__ import annotations
+
+LEAST_CHUNK = 16
+"""Prompts always get so many tokens of a step, or no stream's slowness would ever let them in."""
+NEIGHBOURS_SHARE = 0.5
+MARGIN = 0.9
+"""Of the target: what is predicted is not what happens."""
+REMEASURE = 32
+"""Steps with prompts after which one goes without, to see what decoding alone takes."""
+_FASTER, _SLOWER, _DECODING = 0.1, 0.5, 0.3
+"""Weights of a new measurement: what is slower than expected counts at once."""
+
+
+class Chunks:
+    """Learns what steps cost.
+
+    Args:
+        target: seconds between the tokens of a stream, or None.
+    """
+
+    def __init__(self, target: float | None) -> None:
+        self._target = target
+        self._decoding: float | None = None
+        self._each: float | None = None
+        self._largest = 0
+        self._since = 0
+
+    def limit(self, budget: int, *, neighbours: bool) -> int:
+        """Prompt tokens of a step with streams that wait.
+
+        Args:
+            budget: what there is room for.
+            neighbours: whether prompts and streams belong to several tenants.
+        """
+        if self._target is None and not neighbours:
+            return budget
+        if self._decoding is None or self._since >= REMEASURE:
+            return 0
+        if self._each is None:
+            return min(budget, LEAST_CHUNK)
+        chunk = min(self._affordable(self._decoding, self._each, budget), 2 * self._largest)
+        return min(budget, max(LEAST_CHUNK, chunk))
+
+    def learn(self, seconds: float, streams: int, prompt_tokens: int) -> None:
+        """A step with so many streams and prompt tokens took this long."""
+        if not streams:
+            return
+        if not prompt_tokens:
+            old = seconds if self._decoding is None else self._decoding
+            self._decoding = old + _DECODING * (seconds - old)
+            self._since = 0
+        elif self._decoding is not None:
+            self._since += 1
+            self._largest = max(self._largest, prompt_tokens)
+            self._learn_prompts(max(0.0, seconds - self._decoding) / prompt_tokens, prompt_tokens)
+
+    def _learn_prompts(self, each: float, tokens: int) -> None:
+        old = each if self._each is None else self._each
+        weight = _SLOWER if each > old else _FASTER
+        self._each = old + weight * min(1.0, tokens / LEAST_CHUNK) * (each - old)
+
+    def _affordable(self, decoding: float, each: float, budget: int) -> int:
+        allowed = (
+            NEIGHBOURS_SHARE * decoding
+            if self._target is None
+            else max(0.0, MARGIN * self._target - decoding)
+        )
+        return budget if allowed >= each * budget else int(allowed / each)
