@@ -28,12 +28,13 @@ def weight(*values: Any) -> int:
     return seen
 
 
-async def off_loop(size: int, work: Callable[[], T]) -> T:
+async def off_loop(size: int, work: Callable[[], T], *, inline: int = INLINE) -> T:
     """The result of ``work``, done here if it is small.
 
     Args:
         size: roughly how many characters or tokens the work touches.
+        inline: what is small.
     """
-    if size <= INLINE:
+    if size <= inline:
         return work()
     return await asyncio.to_thread(work)

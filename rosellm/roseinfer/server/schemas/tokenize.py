@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -55,6 +55,6 @@ class DetokenizeRequest(Body):
     """Token ids, to be read as text."""
 
     model: str | None = Field(default=None, description="Checked, where it is given.")
-    tokens: Annotated[list[int], Field(fail_fast=True)] = Field(
-        description="Token ids, special ones shown by their names."
+    tokens: list[int] = Field(
+        fail_fast=True, description="Token ids, special ones shown by their names."
     )
