@@ -14,6 +14,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "tests/bench/": (PYTHON,),
     "tests/clients/": (PYTHON, *OPENAI),
     "tests/commands/": (PYTHON, "sh"),
+    "tests/commands/test_doctor.py": ("0.0.0.0",),  # whether it could listen there
+    "tests/deploy/": (PYTHON, "systemd-analyze"),
     "tests/docs/": (PYTHON, *OPENAI, "bash", "sh"),
     "tests/e2e/": (PYTHON, *OPENAI, "rosellm", "make", "git", "sh", "curl", "192.0.2.1"),
     "tests/engine/test_client.py": (PYTHON,),
@@ -24,6 +26,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "tests/library/": (PYTHON,),
     "tests/server/": (PYTHON,),
     # what a fresh interpreter imports, or takes of memory
+    "tests/models/test_encoder.py": (PYTHON, *OPENAI),
     "tests/models/test_scores.py": (PYTHON,),
     "tests/quant/": (PYTHON,),
     "tests/test_import_cost.py": (PYTHON,),
