@@ -108,6 +108,8 @@ name `default`. The file is read once, at the start.
 | `ROSELLM_API_KEY` | what every route but the probes asks for; `rosellm chat --url` sends it |
 | `ROSELLM_CONFIG` | the file of settings, where no `--config` names one |
 | `ROSELLM_` and a setting's name | the setting, see above |
+| `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces are sent without `--otlp-endpoint`; OpenTelemetry's \
+other variables (`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, ...) count too |
 | `HF_HOME` | where the hub's files are kept (default `~/.cache/huggingface`) |
 | `HF_TOKEN` | token for gated and private models |
 | `HF_HUB_OFFLINE` | `1` never asks the network: only what is in the cache is found |

@@ -43,6 +43,7 @@ ReasoningParser = Literal[
     "harmony",
 ]
 Speculate = Literal["none", "ngram"]
+LogFormat = Literal["text", "json"]
 
 
 UNBOUNDED = 1 << 62
@@ -188,6 +189,17 @@ class ServerConfig:
         None, "name that requests use in `model`; default: the folder's or file's name"
     )
     access_log: bool = option(True, "log one line a request")
+    log_format: LogFormat = option(
+        "text", "form of log lines on stderr: text for people, or json, an object on each line"
+    )
+    log_prompts: bool = option(
+        False, "put each request's body into its log line; else nothing that it says is logged"
+    )
+    otlp_endpoint: str | None = option(
+        None,
+        "send a trace of each request to this OpenTelemetry collector (OTLP over HTTP, such as"
+        " http://localhost:4318); needs rosellm[otel]",
+    )
     unknown_parameters: UnknownParameters = option(
         "reject",
         "what a request field that nobody knows comes to: a 400, or (warn) an answer without it"

@@ -102,6 +102,26 @@ class Pooled(msgspec.Struct, array_like=True):
     data: bytes
 
 
+class Timings(msgspec.Struct, array_like=True):
+    """Seconds that a choice has spent in each phase; together, all since its ``Add`` was taken.
+
+    Attributes:
+        grammar: until its grammar was compiled.
+        queue: until it was admitted.
+        prefill: from then to its first token.
+        decode: from token to token.
+        preempted: from each preemption to the next token.
+        preemptions: how many there were.
+    """
+
+    grammar: float = 0.0
+    queue: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    preempted: float = 0.0
+    preemptions: int = 0
+
+
 class Output(msgspec.Struct, tag="output", omit_defaults=True):
     """News of one choice of one request.
 
@@ -117,6 +137,7 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
         pooled: the prompt's vector, in the only row of a request that wants one.
         complete: whether "stop" means that the grammar allowed no more: then no stop token was
             sampled, and the last token is part of the answer.
+        timings: with the first tokens, the first ones after a preemption, and the end.
     """
 
     id: int
@@ -130,6 +151,7 @@ class Output(msgspec.Struct, tag="output", omit_defaults=True):
     prompt_logprobs: list[Logprobs] | None = None
     pooled: Pooled | None = None
     complete: bool = False
+    timings: Timings | None = None
 
 
 class RowError(msgspec.Struct, omit_defaults=True):

@@ -35,6 +35,7 @@ from rosellm.roseinfer.fairness import Queue, Tenant
 from rosellm.roseinfer.grammar.constraint import Constraint, GrammarError
 from rosellm.roseinfer.grammar.masks import Masked
 from rosellm.roseinfer.messages import TIMED_OUT, Add, FinishReason, Output, RowError, Stats
+from rosellm.roseinfer.phases import Phases
 from rosellm.roseinfer.sequence import Request, Sequence
 from rosellm.roseinfer.speculation.drafter import Drafter
 from rosellm.roseinfer.step import (
@@ -155,6 +156,7 @@ class Scheduler:
         request = self._requests[request_id]
         for sequence, constraint in zip(request.sequences, constraints, strict=True):
             sequence.constraint = constraint
+            sequence.phases.enter("queue", self._clock())
         request.held = False
         self._queue.offer(request.sequences[0])
 
@@ -299,7 +301,8 @@ class Scheduler:
 
     def _new_sequence(self, message: Add, request: Request, choice: int) -> Sequence:
         self._serial += 1
-        arrival = self._clock() + message.priority * self._ageing
+        now = self._clock()
+        arrival = now + message.priority * self._ageing
         generated = message.generated[choice] if message.generated else []
         drafter = self._new_drafter(message)
         if drafter:
@@ -313,6 +316,7 @@ class Scheduler:
             tokens=[*message.prompt, *generated],
             rank=(arrival, self._serial),
             kv=self.cache.new_sequence(message.tenant, message.cache_salt),
+            phases=Phases("grammar" if request.held else "queue", now),
             drafter=drafter,
             want=message.want,
         )
@@ -382,6 +386,7 @@ class Scheduler:
         del self._running[sequence.number]
         self.cache.release(sequence.kv)
         sequence.num_computed = sequence.num_scheduled = 0
+        sequence.phases.preempted(self._clock())
         self._queue.enter(sequence, len(sequence.tokens))
         self._queue.offer_again(sequence)
         self._preemptions += 1
@@ -397,6 +402,7 @@ class Scheduler:
         if hits is None or not self._find_room(sequence, hits, sketch):
             return None
         self._queue.leave(sequence)
+        sequence.phases.admitted(self._clock())
         sequence.num_computed = sequence.num_scheduled = self.cache.take(sequence.kv, hits)
         if sequence.cached is None:
             sequence.cached = min(sequence.num_computed, sequence.prompt_len)
@@ -566,10 +572,16 @@ class Scheduler:
         self._advance(sequence, work.num_known, accepted)
         if not sequence.samples and sequence.num_computed == len(sequence.tokens):
             row.finish = "stop" if sequence.want == "pooled" else "length"
+        self._tell_timings(sequence, row)
         if row.finish is not None:
             self._finish(sequence)
         row.last = row.finish is not None and sequence.request.unfinished == 0
         return row if row.tokens or row.finish or row.prompt_logprobs else None
+
+    def _tell_timings(self, sequence: Sequence, row: Output) -> None:
+        now = self._clock()
+        if (row.tokens and sequence.phases.took_tokens(now)) or row.finish is not None:
+            row.timings = sequence.phases.timings(now)
 
     def _append(
         self,

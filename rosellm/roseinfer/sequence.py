@@ -8,6 +8,7 @@ from rosellm.roseinfer.cache.manager import SequenceKV
 from rosellm.roseinfer.fairness import Tenant
 from rosellm.roseinfer.grammar.constraint import Constraint
 from rosellm.roseinfer.messages import Want
+from rosellm.roseinfer.phases import Phases
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.speculation.drafter import Drafter
 
@@ -50,6 +51,7 @@ class Sequence:
     tokens: list[int]
     rank: Rank
     kv: SequenceKV
+    phases: Phases
     drafter: Drafter | None = None
     want: Want = "tokens"
     num_scored: int = 0

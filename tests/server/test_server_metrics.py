@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rosellm.roseinfer.messages import Add, Output, RowError
+import rosellm
+from rosellm.roseinfer.messages import Add, Output, RowError, Stats, Timings
+from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.server.generate import Delta, Job
+from rosellm.roseinfer.server.loop_lag import PERIOD_S, LoopLag
 from rosellm.roseinfer.server.metrics import Metrics
 from tests.server.fakes import Server, says, serving
 
@@ -27,7 +33,20 @@ VLLM = [
     "e2e_request_latency_seconds_count",
     "request_prompt_tokens_sum",
     "request_generation_tokens_sum",
+    "request_time_per_output_token_seconds_count",
+    "request_queue_time_seconds_count",
+    "request_prefill_time_seconds_count",
+    "request_decode_time_seconds_count",
+    "request_inference_time_seconds_count",
+    "request_params_n_sum",
+    "request_params_max_tokens_sum",
+    "request_max_num_generation_tokens_sum",
+    "spec_decode_num_draft_tokens_total",
+    "spec_decode_num_accepted_tokens_total",
+    "request_success_total stop",
+    "cache_config_info 16 256",
 ]
+"""vLLM v1's names, as its documentation lists them."""
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -99,8 +118,8 @@ def test_a_prompt_that_is_refused_has_not_been_read() -> None:
 
 
 def test_a_client_that_leaves_is_counted() -> None:
-    metrics = Metrics("m", lambda: pytest.fail("not asked for"))  # type: ignore[arg-type,return-value]
-    job: Any = type("Job", (), {"prompt": [1, 2], "n": 2})()
+    metrics = Metrics("m", Stats)
+    job = Job([1, 2], SamplingParams(seed=0, max_tokens=1), n=2)
     metrics.watch([job]).end()
     assert metrics.disconnects._value.get() == 1
     assert metrics.finished.labels("m", "abort")._value.get() == 2
@@ -124,3 +143,93 @@ def test_nothing_of_a_request_is_in_them() -> None:
             assert "topsecret" not in text
 
     run(test())
+
+
+def test_times_by_phase_are_those_that_the_engine_told() -> None:
+    metrics = Metrics("m", Stats)
+    timing = metrics.watch([Job([1], SamplingParams(seed=0, max_tokens=5))])
+    timing.see(Delta(0, "a", ids=(1,), timings=Timings(queue=3, prefill=4)))
+    timing.see(Delta(0, "b", ids=(2,), finish="stop", timings=Timings(queue=3, prefill=4)))
+    for histogram, least in (
+        (metrics.queue_time, 3),
+        (metrics.prefill_time, 4),
+        (metrics.inference_time, 4),
+        (metrics.decode_time, 0),
+    ):
+        assert least <= histogram._sum.get() < least + 0.5
+    assert metrics.longest_generation._sum.get() == 2
+
+
+def test_engine_restarts_are_counted() -> None:
+    async def test() -> None:
+        async with serving(says("x")) as server:
+            assert (await figures(server))["rosellm:engine_restarts_total"] == 0
+            server.service.pipeline.on_restart()
+            found = await figures(server)
+            assert found["rosellm:engine_restarts_total"] == 1
+            assert "vllm:engine_restarts_total" not in found
+
+    run(test())
+
+
+def test_the_process_is_told_of() -> None:
+    async def test() -> None:
+        async with serving(says("x")) as server:
+            first = await figures(server)
+            ballast = b"x" * (64 << 20)
+            second = await figures(server)
+            grown = second[MEMORY + " server"] - first[MEMORY + " server"]
+            assert len(ballast) - (8 << 20) < grown < len(ballast) + (8 << 20)
+            assert MEMORY + " engine" not in first, "it has no process here"
+            server.engine.pid = os.getpid()  # type: ignore[attr-defined]
+            third = await figures(server)
+            same = pytest.approx(third[MEMORY + " server"], rel=0.05)
+            assert third[MEMORY + " engine"] == same
+            server.engine.pid = 2**22 + 1  # type: ignore[attr-defined]
+            assert MEMORY + " engine" not in await figures(server)
+            assert 0 < first["rosellm:uptime_seconds"] < second["rosellm:uptime_seconds"]
+            assert first[f"rosellm:build_info cpu float32 fp_test {rosellm.__version__}"] == 1
+            assert first["process_open_fds"] > 0
+
+    run(test())
+
+
+MEMORY = "rosellm:process_anonymous_memory_bytes"
+
+
+def test_what_blocks_the_loop_is_seen_as_its_lag() -> None:
+    seen: list[float] = []
+
+    async def test() -> None:
+        lag = LoopLag(seen.append)
+        with lag.measured():
+            await asyncio.sleep(0.05)
+            time.sleep(0.2)
+            await asyncio.sleep(0.02)
+        count = len(seen)
+        await asyncio.sleep(0.05)
+        assert len(seen) == count, "it has ended"
+
+    run(test())
+    assert 0.2 - PERIOD_S <= max(seen) < 0.4
+    assert min(seen) < 0.05
+
+
+def test_no_label_is_anything_but_ours() -> None:
+    async def test() -> None:
+        async with serving(says("x")) as server:
+            await server.chat(user="u", cache_salt="s", request_id="r")
+            text = (await server.client.get("/metrics")).text
+            families = text_string_to_metric_families(text)
+            labels = {
+                name for family in families for each in family.samples for name in each.labels
+            }
+            assert labels == LABELS
+
+    run(test())
+
+
+LABELS = {
+    *("model_name", "le", "finished_reason", "process"),
+    *("version", "fingerprint", "dtype", "device", "block_size", "num_gpu_blocks"),
+}

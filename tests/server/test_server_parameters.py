@@ -235,6 +235,7 @@ BOTH: dict[str, tuple[Any, dict[str, Any]]] = {
     "repetition_penalty": (1.5, {}),
     "request_id": ("mine", {}),
     "return_token_ids": (True, {}),
+    "return_timings": (True, {}),
     "seed": (5, {}),
     "skip_special_tokens": (False, {}),
     "spaces_between_special_tokens": (True, {"skip_special_tokens": False}),

@@ -96,6 +96,7 @@ EITHER: list[dict[str, Any]] = [
     {"max_tokens": 2},
     {"max_tokens": 0},
     {"return_token_ids": True, "n": 2},
+    {"return_timings": True, "n": 2},
     {"skip_special_tokens": False, "include_stop_str_in_output": True},
     {"request_id": "mine", "truncate_prompt_tokens": 1},
     {"unknown": 1},

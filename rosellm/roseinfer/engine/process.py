@@ -10,6 +10,7 @@ The process ends when the socket does: then there is nobody left to serve.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import queue
 import signal
@@ -17,8 +18,8 @@ import socket
 import sys
 import threading
 import time
-import traceback
 
+from rosellm.roseinfer import logs
 from rosellm.roseinfer.engine.pace import Pace
 from rosellm.roseinfer.errors import RosellmError
 from rosellm.roseinfer.messages import (
@@ -35,6 +36,8 @@ from rosellm.roseinfer.messages import (
     decode_to_engine,
     encode,
 )
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18
 _PROGRESS_INTERVAL_S = 0.05
@@ -113,6 +116,7 @@ def _decode(payload: bytes) -> Add | Abort | Flush:
 
 def main(fd: int) -> int:
     """Serve until the socket closes. Returns the exit code."""
+    logs.configure_child()
     # Terminals and supervisors signal the whole group; when to stop is the API process's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -124,7 +128,7 @@ def main(fd: int) -> int:
         link.close()
         return 2
     except Exception as error:
-        traceback.print_exc()
+        log.exception("the engine failed")
         link.send(Failed(f"the engine failed: {type(error).__name__}: {error}", exit_code=1))
         link.close()
         return 1

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from rosellm.roseinfer import logs
 from rosellm.roseinfer.errors import EngineDeadError, RosellmError
 from rosellm.roseinfer.server import flags
 from rosellm.roseinfer.server.keys import exposure, load_keys
 from rosellm.roseinfer.server.listen import bind, check_exposure
 from rosellm.roseinfer.server.report import loading
 from rosellm.roseinfer.server.tls import check_tls
+from rosellm.roseinfer.server.tracing_options import check_tracing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +41,7 @@ def serve(options: flags.Options) -> int:
 
 def _serve(options: flags.Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the event loop has its own
+    logs.configure(options.server.log_format, access=options.server.access_log)
     options = _checked(options)
     gc.disable()  # until all is loaded, see ``run``: what is made by then stays for good
     with bind(options.server.host, options.server.port) as sock:
@@ -56,9 +59,10 @@ def _checked(options: flags.Options) -> flags.Options:
     server = options.server
     keys = load_keys(server.api_key_file)
     if server.api_key_file is not None and (warning := exposure(server.api_key_file)):
-        print(f"warning: {warning}", file=sys.stderr)
+        logs.say(f"warning: {warning}", warning)
     check_exposure(server, keys=bool(keys))
     check_tls(server)
+    check_tracing(server)
     return replace(options, keys=keys)
 
 
@@ -74,7 +78,7 @@ def reporting_errors(program: Callable[[], int]) -> int:
     try:
         return program()
     except RosellmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.complain(f"error: {error}")
         return 1 if isinstance(error, EngineDeadError) else 2
     except KeyboardInterrupt:
         return 130

@@ -185,7 +185,9 @@ class EdgeProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
         self.on_refusal(status)
-        access_log.info("%s refused: %d %s", (self.client or ("-",))[0], status, message)
+        client = (self.client or ("-",))[0]
+        fields = {"client": client, "status": status, "error": message}
+        access_log.info("%s refused: %d %s", client, status, message, extra={"fields": fields})
 
 
 class _Deadline:

@@ -15,6 +15,7 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.auth import path_as_sent
 from rosellm.roseinfer.server.error_body import error_response
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.middleware import RequestLog
 from rosellm.roseinfer.server.schemas.responses import Alive
 
 ALIVE = b"/livez"
@@ -62,7 +63,7 @@ class Gate:
         if self._app is not None and (not self._closed or path_as_sent(scope) in WATCHED):
             return await self._admit(self._app, scope, receive, send)
         if scope["type"] == "http":
-            await self._refuse(scope, receive, send)
+            await RequestLog(self._refuse)(scope, receive, send)
 
     async def _admit(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         self._inside += 1

@@ -31,6 +31,7 @@ from rosellm.roseinfer.messages import (
     Ready,
     RowError,
     Stats,
+    Timings,
     Want,
 )
 from rosellm.roseinfer.request import SamplingParams
@@ -121,6 +122,7 @@ class Delta:
         logprob: of all its ``ids`` together, if log-probabilities are asked for.
         accepted: tokens of the prediction that are among the ``ids``.
         rejected: with ``finish``, those that the choice does not have.
+        timings: what the engine told of them with this news.
     """
 
     index: int
@@ -137,6 +139,7 @@ class Delta:
     logprob: float = 0.0
     accepted: int = 0
     rejected: int = 0
+    timings: Timings | None = None
 
 
 class Watcher(Protocol):
@@ -185,6 +188,11 @@ class Pipeline:
 
     async def stop(self) -> None:
         await self._client.stop()
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine's process, if it has one of its own."""
+        return getattr(self._client, "pid", None)
 
     def generate(self, jobs: Sequence[Job], watchers: Sequence[Watcher] = ()) -> Answer:
         """Begin to answer these jobs together: if one fails, all do.
@@ -291,6 +299,11 @@ class Answer:
             delay = min(max(0.0, deadline - time.monotonic()), LONGEST_TIMER_S)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(delay, self._pipeline.expire, self)
+
+    @property
+    def unfinished(self) -> int:
+        """Choices whose end has not been taken from here."""
+        return self._unfinished
 
     def put(self, item: Delta | Exception) -> None:
         self._queue.put_nowait(item)
@@ -441,6 +454,7 @@ class _Choice:
             logprob=sum(each.chosen for each in (row.logprobs or ())[:taken]),
             accepted=self._newly_accepted(ids),
             rejected=self._alignment.rejected if self.finish else 0,
+            timings=row.timings,
         )
 
     def _finish(self, row: Output) -> Finish | None:

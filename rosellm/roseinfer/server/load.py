@@ -15,6 +15,7 @@ from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.sampling import MAX_CHOICES
 from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.server.tracing import load_tracing
 from rosellm.roseinfer.text.load import load_tokenizer
 
 
@@ -46,6 +47,9 @@ async def load_service(options: Options, client: EngineClient, on_progress: OnPr
         unknown_parameters=options.server.unknown_parameters,
         max_body=options.server.max_body_mb << 20,
         journal=journal,
+        tracing=load_tracing(options.server, options.model_name),
+        block_size=options.engine.cache.block_size,
+        log_prompts=options.server.log_prompts,
     )
 
 

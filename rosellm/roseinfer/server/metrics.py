@@ -8,20 +8,27 @@ ever holds anything of a request's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from rosellm.roseinfer.messages import Stats
+from rosellm.roseinfer.messages import Stats, Timings
+from rosellm.roseinfer.server.loop_lag import LoopLag
+from rosellm.roseinfer.server.state_metrics import OWN, Source, State
 
 if TYPE_CHECKING:
     from rosellm.roseinfer.server.generate import Delta, Job
 
-OWN, VLLM = "rosellm:", "vllm:"
+VLLM = "vllm:"
 LABELS = ["model_name"]
 SECONDS = tuple(0.001 * 2**power for power in range(19))  # 1 ms to 262 s
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
@@ -36,7 +43,9 @@ REJECTED = {
     429: "over_limit",
     431: "too_large",
     503: "unavailable",
+    504: "timeout",
 }
+LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Metrics:
@@ -44,10 +53,13 @@ class Metrics:
 
     Args:
         model: the name that it is served under.
-        stats: gives the engine's state after its last step.
+        source: what is read of the state when it is asked for; a function gives the engine's alone.
+
+    Attributes:
+        loop_lag: to be started on the event loop that serves.
     """
 
-    def __init__(self, model: str, stats: Callable[[], Stats]) -> None:
+    def __init__(self, model: str, source: Source | Callable[[], Stats]) -> None:
         self._own = CollectorRegistry()
         self._model = model
         counter, histogram = self._counter, self._histogram
@@ -56,7 +68,9 @@ class Metrics:
         self.cache_queries = counter(
             "prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache."
         )
-        self.cache_hits = counter("prefix_cache_hits", "Prompt tokens that were found there.")
+        self.cache_hits = counter(
+            "prefix_cache_hits", "Prompt tokens that were found in the prefix cache."
+        )
         self.finished = Counter(
             f"{OWN}request_success",
             "Choices that have ended, by why.",
@@ -81,20 +95,55 @@ class Metrics:
         self.request_generation = histogram(
             "request_generation_tokens", "Tokens of choices.", COUNTS
         )
+        self.queue_time = histogram(
+            "request_queue_time_seconds",
+            "From a choice's arrival in the engine to its admission.",
+            SECONDS,
+        )
+        self.prefill_time = histogram(
+            "request_prefill_time_seconds", "From a choice's admission to its first token.", SECONDS
+        )
+        self.decode_time = histogram(
+            "request_decode_time_seconds", "From a choice's first token to its last.", SECONDS
+        )
+        self.inference_time = histogram(
+            "request_inference_time_seconds",
+            "From a choice's admission to its last token.",
+            SECONDS,
+        )
+        self.params_n = histogram("request_params_n", "Choices asked for.", (1, 2, 5, 10, 20))
+        self.params_max_tokens = histogram(
+            "request_params_max_tokens", "Longest answer that is asked for.", COUNTS
+        )
+        self.longest_generation = histogram(
+            "request_max_num_generation_tokens", "Tokens of a request's longest choice.", COUNTS
+        )
+        self.loop_lag = LoopLag(
+            histogram("event_loop_lag_seconds", "How late the event loop is.", LAGS).observe
+        )
         self.disconnects = counter("client_disconnects", "Requests whose client left too early.")
         self._rejected = Counter(
-            f"{OWN}rejected", "Requests that were refused.", ["reason"], registry=self._own
+            f"{OWN}rejected",
+            "Requests that were refused.",
+            [*LABELS, "reason"],
+            registry=self._own,
         )
         self._registry = CollectorRegistry()
-        self._registry.register(_Both(self._own, _EngineState(model, stats)))
+        state = State(model, source if isinstance(source, Source) else Source(source))
+        self._registry.register(_Both(self._own, state))
+        ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
         return generate_latest(self._registry)
 
+    def collect(self) -> Iterable[Metric]:
+        """Every family, as it stands."""
+        return self._registry.collect()
+
     def reject(self, status: int) -> None:
         """A request was answered with this status, 400 or more."""
-        self._rejected.labels(REJECTED.get(status, f"{status // 100}xx")).inc()
+        self._rejected.labels(self._model, REJECTED.get(status, f"{status // 100}xx")).inc()
 
     def watch(self, jobs: Sequence[Job]) -> Timing:
         """What follows the answer to these jobs from now on."""
@@ -119,7 +168,7 @@ class Timing:
         self._choices = [_Choice() for job in jobs for _ in range(job.n)]
         self._open = len(self._choices)
         self._failed = False
-        self._prompts = [len(job.prompt) for job in jobs]  # that have not been counted
+        self._jobs = list(jobs)  # whose prompts have not been counted
 
     def see(self, item: Delta | Exception) -> None:
         """Count the tokens, and time them."""
@@ -129,6 +178,7 @@ class Timing:
         self._count_prompts()
         choice, now = self._choices[item.index], time.monotonic()
         self._metrics.cache_hits.inc(item.cached)
+        choice.timings = item.timings or choice.timings
         if item.ids:
             self._take(choice, len(item.ids), now)
         if item.finish is not None:
@@ -136,11 +186,14 @@ class Timing:
 
     def _count_prompts(self) -> None:
         """With the first news: a request that is refused has none read."""
-        prompts, self._prompts = self._prompts, []
-        for tokens in prompts:
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            tokens = len(job.prompt)
             self._metrics.prompt_tokens.inc(tokens)
             self._metrics.cache_queries.inc(tokens)
             self._metrics.request_prompt.observe(tokens)
+            self._metrics.params_n.observe(job.n)
+            self._metrics.params_max_tokens.observe(job.params.max_tokens)
 
     def _take(self, choice: _Choice, tokens: int, now: float) -> None:
         metrics = self._metrics
@@ -158,8 +211,21 @@ class Timing:
         metrics.finished.labels(self._model, reason).inc()
         metrics.end_to_end.observe(now - self._begun)
         metrics.request_generation.observe(choice.tokens)
+        self._observe_phases(choice)
+        if not self._open:
+            metrics.longest_generation.observe(max(each.tokens for each in self._choices))
         if choice.tokens > 1:
             metrics.per_token.observe((now - choice.first) / (choice.tokens - 1))
+
+    def _observe_phases(self, choice: _Choice) -> None:
+        if choice.timings is None:
+            return
+        metrics, prefill = self._metrics, choice.timings.prefill
+        decode = choice.latest - choice.first
+        metrics.queue_time.observe(choice.timings.queue)
+        metrics.prefill_time.observe(prefill)
+        metrics.decode_time.observe(decode)
+        metrics.inference_time.observe(prefill + decode)
 
     def end(self) -> None:
         """Count what did not come to its own end."""
@@ -172,55 +238,23 @@ class Timing:
 
 
 class _Choice:
-    __slots__ = ("first", "latest", "tokens")
+    __slots__ = ("first", "latest", "timings", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
         self.first = self.latest = 0.0
-
-
-class _EngineState(Collector):
-    """The engine's state, read when it is asked for."""
-
-    def __init__(self, model: str, stats: Callable[[], Stats]) -> None:
-        self._model = model
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        used = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
-        for name, about, value in (
-            ("num_requests_running", "Sequences that run.", stats.running),
-            ("num_requests_waiting", "Sequences that wait.", stats.waiting),
-            ("kv_cache_usage_perc", "Share of the KV cache that is in use, 0 to 1.", used),
-            ("num_requests_waiting_grammar", "Of those, for a grammar.", stats.waiting_grammar),
-        ):
-            yield self._family(GaugeMetricFamily, name, about, value)
-        for name, about, value in (
-            ("num_preemptions", "Sequences that made room for others.", stats.preemptions),
-            ("spec_decode_num_draft_tokens", "Tokens drafted.", stats.drafted),
-            ("spec_decode_num_accepted_tokens", "Drafted tokens that were right.", stats.accepted),
-            ("engine_steps", "Steps of the engine.", stats.steps),
-            ("incomplete_structured_answers", "Cut before they matched.", stats.incomplete),
-        ):
-            yield self._family(CounterMetricFamily, name, about, value)
-
-    def _family(
-        self,
-        kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
-        name: str,
-        about: str,
-        value: float,
-    ) -> Metric:
-        family = kind(OWN + name, about, labels=LABELS)
-        family.add_metric([self._model], value)
-        return family
+        self.timings: Timings | None = None
 
 
 ONLY_OWN = frozenset(
     OWN + name
     for name in (
         "client_disconnects",
+        "engine_restarts",
+        "event_loop_lag_seconds",
+        "process_anonymous_memory_bytes",
+        "uptime_seconds",
+        "build_info",
         "rejected",
         "num_requests_waiting_grammar",
         "engine_steps",

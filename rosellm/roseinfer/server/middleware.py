@@ -6,18 +6,18 @@ Starlette's ``BaseHTTPMiddleware`` would hide disconnects and buffer streams.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import secrets
-import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rosellm.roseinfer import logs
+from rosellm.roseinfer.server.access import log_request
 from rosellm.roseinfer.server.error_body import error_response
 from rosellm.roseinfer.server.limits import UNLIMITED
-
-access_log = logging.getLogger("rosellm.access")
+from rosellm.roseinfer.server.service import Service
+from rosellm.roseinfer.server.timeline import Timeline
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -25,7 +25,8 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 class RequestLog:
     """Gives every request an id and a line in the log, and answers what nobody caught.
 
-    Every answer, the last kind too, says what is left of its key's limits.
+    Every answer, the last kind too, says what is left of its key's limits. What is behind it may
+    be the application, or what answers in its place: that has no service.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,9 +35,10 @@ class RequestLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        begun = time.monotonic()
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        logs.request_id.set(request_id)
+        timeline = Timeline()
+        scope.setdefault("state", {}).update(request_id=request_id, timeline=timeline)
         status = 0
 
         async def noting(message: Message) -> None:
@@ -47,7 +49,8 @@ class RequestLog:
                 MutableHeaders(scope=message).update(
                     {"x-request-id": request_id, **account.headers()}
                 )
-            await send(message)
+            with timeline.sending():
+                await send(message)
 
         try:
             await self.app(scope, receive, noting)
@@ -56,9 +59,17 @@ class RequestLog:
             if status == 0:
                 await response(scope, receive, noting)
         finally:
-            if status >= 400:
-                scope["app"].state.service.metrics.reject(status)
-            _log_line(scope, status, time.monotonic() - begun, request_id)
+            service: Service | None = scope["app"].state.service if "app" in scope else None
+            log_request(scope, status, prompts=service is not None and service.log_prompts)
+            if service is not None:
+                _report(scope, status, service)
+
+
+def _report(scope: Scope, status: int, service: Service) -> None:
+    if status >= 400:
+        service.metrics.reject(status)
+    if service.tracing is not None:
+        service.tracing.record(scope, status)
 
 
 class CancelOnDisconnect:
@@ -78,6 +89,8 @@ class CancelOnDisconnect:
         finally:
             gone.cancel()
             left = not work.done()
+            if left and "timeline" in scope["state"]:
+                scope["state"]["timeline"].disconnected = True
             work.cancel()
             await asyncio.wait({work})
         if not (left and work.cancelled()):
@@ -113,17 +126,3 @@ class _Client:
 def _request_id(headers: Headers) -> str:
     sent = headers.get("x-request-id", "")
     return sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
-
-
-def _log_line(scope: Scope, status: int, seconds: float, request_id: str) -> None:
-    client = scope.get("client") or ("-",)
-    shown = status or "gone"
-    access_log.info(
-        "%s %s %s %s %.3f s %s",
-        *(client[0], scope["method"], _printable(scope["path"]), shown, seconds, request_id),
-    )
-
-
-def _printable(path: str) -> str:
-    """On one line, whatever the client put into it."""
-    return path.encode("unicode_escape").decode()

@@ -11,12 +11,13 @@ INLINE = 2048  # characters or tokens: a millisecond or two at most
 T = TypeVar("T")
 
 
-async def off_loop(size: int, work: Callable[[], T]) -> T:
+async def off_loop(size: int, work: Callable[[], T], *, inline: int = INLINE) -> T:
     """The result of ``work``, done here if it is small.
 
     Args:
         size: roughly how many characters or tokens the work touches.
+        inline: what is small.
     """
-    if size <= INLINE:
+    if size <= inline:
         return work()
     return await asyncio.to_thread(work)

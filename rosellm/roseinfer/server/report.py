@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import rosellm
+from rosellm.roseinfer import logs
 from rosellm.roseinfer.messages import Progress, Ready
 
 Show = Callable[[Progress], None]
@@ -17,7 +18,7 @@ Show = Callable[[Progress], None]
 
 def loading() -> AbstractContextManager[Show]:
     """Shows progress on stderr: a bar on a terminal, plain lines elsewhere."""
-    return _bar() if sys.stderr.isatty() else _lines()
+    return _bar() if sys.stderr.isatty() and not logs.is_json() else _lines()
 
 
 def summary(name: str, ready: Ready, url: str, *, needs_key: bool, about: str = "") -> str:
@@ -46,6 +47,20 @@ def summary(name: str, ready: Ready, url: str, *, needs_key: bool, about: str = 
             "",
         ]
     )
+
+
+def facts(name: str, ready: Ready, url: str) -> dict[str, Any]:
+    """The same as the fields of a log line."""
+    return {
+        "version": rosellm.__version__,
+        "model": name,
+        "url": url,
+        "decisions": {
+            each.name: {"value": each.value, "reason": each.reason} for each in ready.decisions
+        },
+        "invariant": ready.invariant,
+        "fingerprint": ready.fingerprint,
+    }
 
 
 def curl(name: str, url: str, *, needs_key: bool, generates: bool) -> str:
@@ -106,6 +121,7 @@ def _lines() -> Iterator[Show]:
         if (progress.phase, quarter) not in shown:
             shown.add((progress.phase, quarter))
             percent = f" {25 * quarter} %" if progress.total else ""
-            print(f"{progress.phase}{percent}", file=sys.stderr, flush=True)
+            text = f"{progress.phase}{percent}"
+            logs.say(text, "loading", phase=progress.phase, percent=25 * quarter)
 
     yield show

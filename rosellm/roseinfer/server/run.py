@@ -8,12 +8,12 @@ import gc
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import uvicorn
 
+from rosellm.roseinfer import logs
 from rosellm.roseinfer.demo import ABOUT
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import RequestError
@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 def run(options: Options, sock: socket.socket, client: EngineClient) -> int:
     """Run the event loop until the server has ended. Returns the exit code."""
-    _configure_logging(options.server.access_log)
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         return runner.run(_live(options, sock, client))
 
@@ -48,14 +47,20 @@ async def _live(options: Options, sock: socket.socket, client: EngineClient) -> 
     server = _server(gate, options)
     listen.listen(sock)
     answering = asyncio.ensure_future(server.serve(sockets=[sock]))
+    service: Service | None = None
     try:
         service = await stop.unless_told(_load(options, client, gate))
         gc.freeze()
         gc.enable()
-        return 0 if service is None else await _serve(service, sock, gate, stop, options)
+        if service is None:
+            return 0
+        with service.metrics.loop_lag.measured():
+            return await _serve(service, sock, gate, stop, options)
     finally:
         server.should_exit = True
         await answering
+        if service is not None and service.tracing is not None:
+            await asyncio.to_thread(service.tracing.close)
         await client.stop()
 
 
@@ -82,7 +87,7 @@ async def _serve(
     about, needs_key = _about(options), bool(options.keys)
     url = listen.url(sock, "https" if options.server.tls_cert else "http")
     text = report.summary(service.name, service.ready, url, needs_key=needs_key, about=about)
-    print(text, file=sys.stderr, flush=True)
+    logs.say(text, "serving", **report.facts(service.name, service.ready, url))
     notify(f"READY=1\nSTATUS=serves {service.name} on {url}")
     pipeline = service.pipeline
     if not await _first(pipeline.dead.wait(), stop.told.wait(), watch()):
@@ -169,9 +174,3 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:  # there is none for Windows
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-def _configure_logging(access_log: bool) -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("rosellm").setLevel(logging.INFO)
-    logging.getLogger("rosellm.access").setLevel(logging.INFO if access_log else logging.WARNING)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from msgspec import UNSET
 
+import rosellm
 from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
@@ -24,7 +25,10 @@ from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.answering import AnswerFields
+from rosellm.roseinfer.server.schemas.responses import MaybeTimings
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
+from rosellm.roseinfer.server.state_metrics import Source
+from rosellm.roseinfer.server.tracing import Tracing
 
 SEED_NAME = "roseinfer-gpt2"
 """What the seed's own curl commands call their model: whatever is served answers to it."""
@@ -40,6 +44,9 @@ class Service:
         journal: where requests for text are logged.
         max_body: bytes of a request's body. Parsing it holds up the event loop, about 7 ms a
             megabyte at worst.
+        log_prompts: whether what a request says may stand in its log line.
+        tracing: where requests are traced.
+        block_size: tokens in a block of the KV cache.
         max_choices: answers that one HTTP request may ask for; more could never be queued.
         max_prompt_tokens: of all its prompts, for the same reason.
         max_answer_tokens: that its choices x max_tokens may come to.
@@ -58,6 +65,9 @@ class Service:
     unknown_parameters: UnknownParameters = "reject"
     journal: Journal | None = None
     max_body: int = 8 << 20
+    log_prompts: bool = False
+    block_size: int = 16
+    tracing: Tracing | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str, param: str | None = "model") -> None:
@@ -132,7 +142,23 @@ class Service:
 
     @cached_property
     def metrics(self) -> Metrics:
-        return Metrics(self.name, lambda: self.pipeline.stats)
+        ready, pipeline = self.ready, self.pipeline
+        source = Source(
+            lambda: pipeline.stats,
+            lambda: pipeline.restarts,
+            lambda: pipeline.engine_pid,
+            build={
+                "version": rosellm.__version__,
+                "fingerprint": ready.fingerprint,
+                "dtype": ready.dtype,
+                "device": ready.device,
+            },
+            cache={
+                "block_size": str(self.block_size),
+                "num_gpu_blocks": str(ready.capacity_tokens // self.block_size),
+            },
+        )
+        return Metrics(self.name, source)
 
     def check_tokens(self, jobs: Sequence[Job]) -> None:
         """Refuse what is too much for one request, before it is spread out into choices."""
@@ -171,7 +197,7 @@ class Service:
         call.account.check_tokens()
         self.check_tokens(jobs)
         jobs = self.timed(jobs, call, timeout)
-        watchers: list[Watcher] = [self.metrics.watch(jobs)]
+        watchers: list[Watcher] = [self.metrics.watch(jobs), call.timeline.watch(jobs)]
         if self.journal is not None:
             watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))
         return self.begin(jobs, call.account, watchers)
@@ -183,6 +209,10 @@ class Service:
         spending = account.spend(sum(len(job.prompt) for job in jobs))
         own = [replace(job, tenant=account.tenant) for job in jobs]
         return self.pipeline.generate(own, [*watchers, spending])
+
+    def timings(self, asked: AnswerFields, call: Call) -> MaybeTimings:
+        """Where the request's time went so far, if it asks for that."""
+        return call.timeline.report() if asked.return_timings else UNSET
 
     def head(self, prefix: str, asked: AnswerFields, call: Call) -> dict[str, Any]:
         """The fields that every chunk of an answer begins with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from fastapi import APIRouter, Response
@@ -15,9 +15,10 @@ from rosellm.roseinfer.server.generate import Answer, Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.rendering import rendering
 from rosellm.roseinfer.server.schemas.chat import ChatRequest
-from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion
+from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion, MaybeTimings
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
+from rosellm.roseinfer.server.timeline import Timeline
 from rosellm.roseinfer.server.tool_grammars import answer_grammar
 from rosellm.roseinfer.server.tools import tool_use
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
@@ -31,7 +32,7 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     service.check_model(body.model)
     service.check_generates()
     service.check_choices(1, body.choices)
-    job = await _job(body, service)
+    job = await _job(body, service, call.timeline)
     tally = Tally.of([job])
     answer = service.answer([job], call, body.timeout)
     head = service.head("chatcmpl", body, call)
@@ -39,7 +40,9 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     if body.stream:
         await answer.begin()
         make = partial(ChatChunk, **head)
-        return event_stream(answer, _chunks(answer, StreamedUsage(body, tally), make, choices))
+        timings = partial(service.timings, body, call)
+        usage = StreamedUsage(body, tally)
+        return event_stream(answer, _chunks(answer, usage, make, choices, timings))
     wholes = await collect(answer, tally)
     return json_response(
         ChatCompletion(
@@ -48,18 +51,21 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
             usage=tally.usage(),
             prompt_logprobs=await choices.prompt_scores(wholes),
             prompt_token_ids=choices.prompt_ids,
+            timings=service.timings(body, call),
         )
     )
 
 
-async def _job(body: ChatRequest, service: Service) -> Job:
+async def _job(body: ChatRequest, service: Service, timeline: Timeline) -> Job:
     use = tool_use(body)
-    prompt = await service.prompts.chat(
-        body.messages,
-        rendering(body, service.prompts),
-        answer=body.least_answer,
-        keep=body.truncate_prompt_tokens,
-    )
+    with timeline.during("tokenise"):
+        prompt = await service.prompts.chat(
+            body.messages,
+            rendering(body, service.prompts),
+            answer=body.least_answer,
+            keep=body.truncate_prompt_tokens,
+        )
+        prediction = await _prediction(body, service)
     max_tokens = service.sampling.max_tokens(
         body.limit,
         len(prompt),
@@ -67,6 +73,8 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
     )
     format = service.prompts.formats.of_answer(service.prompts.end(prompt), use)
+    with timeline.during("grammar"):
+        grammar = await answer_grammar(body.form, use, format, service.grammars)
     return service.job(
         prompt,
         body,
@@ -74,9 +82,9 @@ async def _job(body: ChatRequest, service: Service) -> Job:
         logprobs=body.answer_logprobs,
         prompt_logprobs=body.prompt_logprobs,
         continues=bool(body.continue_final_message),
-        prediction=await _prediction(body, service),
+        prediction=prediction,
         format=format,
-        grammar=await answer_grammar(body.form, use, format, service.grammars),
+        grammar=grammar,
     )
 
 
@@ -87,13 +95,20 @@ async def _prediction(body: ChatRequest, service: Service) -> list[int]:
 
 
 async def _chunks(
-    answer: Answer, usage: StreamedUsage, make: partial[ChatChunk], choices: ChatChoices
+    answer: Answer,
+    usage: StreamedUsage,
+    make: partial[ChatChunk],
+    choices: ChatChoices,
+    timings: Callable[[], MaybeTimings],
 ) -> AsyncIterator[ChatChunk]:
     prompt_ids = choices.prompt_ids  # in the first chunk alone
     async for delta in answer:
         usage.tally.add(delta)
         for piece in choices.pieces(delta):
-            yield make(choices=[piece], usage=usage.so_far, prompt_token_ids=prompt_ids)
+            chunk = make(choices=[piece], usage=usage.so_far, prompt_token_ids=prompt_ids)
+            if piece.finish_reason is not None and not answer.unfinished and usage.last is None:
+                chunk.timings = timings()
+            yield chunk
             prompt_ids = UNSET
     if usage.last is not None:
-        yield make(choices=[], usage=usage.last)
+        yield make(choices=[], usage=usage.last, timings=timings())

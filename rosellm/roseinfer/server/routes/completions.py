@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from fastapi import APIRouter, Response
@@ -14,9 +15,10 @@ from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
 from rosellm.roseinfer.server.generate import Answer, Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.schemas.completions import CompletionRequest
-from rosellm.roseinfer.server.schemas.responses import Completion
+from rosellm.roseinfer.server.schemas.responses import Completion, MaybeTimings
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
+from rosellm.roseinfer.server.timeline import Timeline
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 
 router = APIRouter(route_class=TolerantRoute)
@@ -28,7 +30,7 @@ async def create_completion(body: CompletionRequest, service: Served, call: Call
     service.check_model(body.model)
     service.check_generates()
     service.check_choices(len(body.prompts), body.made)
-    jobs = await _jobs(body, service)
+    jobs = await _jobs(body, service, call.timeline)
     tally = Tally.of(jobs)
     answer = service.answer(jobs, call, body.timeout)
     head = service.head("cmpl", body, call)
@@ -36,21 +38,31 @@ async def create_completion(body: CompletionRequest, service: Served, call: Call
     if body.stream:
         await answer.begin()
         make = partial(Completion, **head)
-        return event_stream(answer, _chunks(answer, StreamedUsage(body, tally), make, choices))
+        timings = partial(service.timings, body, call)
+        usage = StreamedUsage(body, tally)
+        return event_stream(answer, _chunks(answer, usage, make, choices, timings))
     done = await choices.whole(await collect(answer, tally))
-    return json_response(Completion(**head, choices=done, usage=tally.usage()))
+    whole = Completion(**head, choices=done, usage=tally.usage())
+    whole.timings = service.timings(body, call)
+    return json_response(whole)
 
 
-async def _jobs(body: CompletionRequest, service: Service) -> list[Job]:
-    prompts = await service.prompts.batch(
-        body.prompts,
-        "prompt",
-        answer=body.room(body.max_tokens, default=MAX_TOKENS_COMPLETION),
-        keep=body.truncate_prompt_tokens,
-        suffix=body.suffix or None,
-    )
-    grammar = await service.grammar(body)
-    return [_job(body, prompt, grammar, service) for prompt in prompts]
+async def _jobs(body: CompletionRequest, service: Service, timeline: Timeline) -> list[Job]:
+    with timeline.during("tokenise"):
+        prompts = await service.prompts.batch(
+            body.prompts,
+            "prompt",
+            answer=body.room(body.max_tokens, default=MAX_TOKENS_COMPLETION),
+            keep=body.truncate_prompt_tokens,
+            suffix=body.suffix or None,
+        )
+    with timeline.during("grammar"):
+        grammar = await service.grammar(body)
+    jobs = []
+    for prompt in prompts:
+        jobs.append(_job(body, prompt, grammar, service))
+        await asyncio.sleep(0)  # others have their turn
+    return jobs
 
 
 def _job(body: CompletionRequest, prompt: list[int], grammar: str, service: Service) -> Job:
@@ -70,11 +82,18 @@ def _job(body: CompletionRequest, prompt: list[int], grammar: str, service: Serv
 
 
 async def _chunks(
-    answer: Answer, usage: StreamedUsage, make: partial[Completion], choices: CompletionChoices
+    answer: Answer,
+    usage: StreamedUsage,
+    make: partial[Completion],
+    choices: CompletionChoices,
+    timings: Callable[[], MaybeTimings],
 ) -> AsyncIterator[Completion]:
     async for delta in answer:
         usage.tally.add(delta)
         for choice in await choices.pieces(delta):
-            yield make(choices=[choice], usage=usage.so_far)
+            chunk = make(choices=[choice], usage=usage.so_far)
+            if choice.finish_reason is not None and not answer.unfinished and usage.last is None:
+                chunk.timings = timings()
+            yield chunk
     if usage.last is not None:
-        yield make(choices=[], usage=usage.last)
+        yield make(choices=[], usage=usage.last, timings=timings())

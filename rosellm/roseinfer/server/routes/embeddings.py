@@ -9,11 +9,10 @@ from msgspec import UNSET, Raw
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.server.call import Called
+from rosellm.roseinfer.server.call import Call, Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.generate import Job
 from rosellm.roseinfer.server.json_response import json_response
-from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.embeddings import EmbeddingRequest
 from rosellm.roseinfer.server.schemas.responses import (
@@ -37,12 +36,13 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     """A vector of unit length for each input, in their order."""
     service.check_model(body.model)
     _check_dimensions(body.dimensions, service.ready.embedding_size)
-    prompts = await service.prompts.batch(body.inputs, "input", answer=0)
+    with call.timeline.during("tokenise"):
+        prompts = await service.prompts.batch(body.inputs, "input", answer=0)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
     jobs = service.timed(jobs, call, body.timeout)
     tally = Tally.of(jobs)
     call.account.check_tokens()
-    vectors = await _vectors(jobs, tally, service, call.account)
+    vectors = await _vectors(jobs, tally, service, call)
     data = await off_loop(
         len(vectors) * service.ready.embedding_size, lambda: list(_written(vectors, body))
     )
@@ -61,12 +61,10 @@ def _check_dimensions(asked: int | None, size: int) -> None:
         )
 
 
-async def _vectors(
-    jobs: Sequence[Job], tally: Tally, service: Service, account: Account
-) -> list[bytes]:
+async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service, call: Call) -> list[bytes]:
     found = []
     for wave in _waves(jobs, min(WAVE, service.max_choices), service.max_prompt_tokens // 4):
-        answer = service.begin(wave, account)
+        answer = service.begin(wave, call.account, [call.timeline.watch(wave)])
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)

@@ -24,7 +24,8 @@ router = APIRouter(route_class=StrictRoute)
 async def generate(body: GenerateRequest, service: Served, call: Called) -> Response:
     """Continue a prompt; the answer is the continuation alone."""
     service.check_generates(param=None)
-    job = await _job(body, service)
+    with call.timeline.during("tokenise"):
+        job = await _job(body, service)
     answer = service.answer([job], call, body.timeout)
     if body.stream:
         await answer.begin()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Response
 from msgspec.structs import asdict
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -40,4 +42,5 @@ async def live() -> Response:
 @router.get("/metrics")
 async def metrics(service: Served) -> Response:
     """Figures for Prometheus."""
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    text = await asyncio.to_thread(service.metrics.text)  # some milliseconds
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

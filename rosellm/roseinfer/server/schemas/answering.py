@@ -30,6 +30,11 @@ class AnswerFields(SamplingFields, StreamFields):
         default=None,
         description="The prompt's token ids (`prompt_token_ids`) and each choice's (`token_ids`).",
     )
+    return_timings: bool | None = Field(
+        default=None,
+        description="`timings`, in the answer or the last chunk of its stream: the seconds that the"
+        " request has spent in each phase, which add up to `total_s`, and its tokens.",
+    )
     truncate_prompt_tokens: int | None = Field(
         default=None,
         ge=-1,

@@ -16,9 +16,9 @@ MAX_BEST_OF = 20
 
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(min_length=1), Tag("<texts>")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag("<texts>")]
     | Annotated[TokenIds, Tag("<ids>")]
-    | Annotated[list[TokenIds], Field(min_length=1), Tag("<id lists>")],
+    | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), Tag("<id lists>")],
     Discriminator(prompt_tag),
 ]
 

@@ -16,7 +16,11 @@ Input = Annotated[
     Annotated[Text, Tag("<text>")]
     | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS), Tag("<texts>")]
     | Annotated[TokenIds, Tag("<ids>")]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS), Tag("<id lists>")],
+    | Annotated[
+        list[TokenIds],
+        Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True),
+        Tag("<id lists>"),
+    ],
     Discriminator(prompt_tag),
 ]
 

@@ -18,7 +18,8 @@ def prompt_tag(prompt: Any) -> str:
     return {int: "<ids>", list: "<id lists>"}.get(type(first), "<texts>")
 
 
-TokenIds = Annotated[list[int], Field(min_length=1)]
+TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+"""One that is wrong is enough: to list a million takes seconds."""
 
 
 def one_by_one(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

@@ -117,6 +117,46 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     token_ids: TokenIds = UNSET
 
 
+class RequestTimings(msgspec.Struct, kw_only=True):
+    """Our own: where the request's time went, up to where this was written.
+
+    The seconds but ``total_s`` add up to it. With several choices, those of the engine are of the
+    choice that ended last.
+
+    Attributes:
+        receive_s: reading and checking the request.
+        tokenise_s: rendering the template, and tokenising.
+        grammar_s: checking and compiling a grammar.
+        queue_s: waiting to be admitted.
+        prefill_s: computing the prompt, as far as it was not cached, up to the first token.
+        decode_s: from token to token.
+        preempted_s: from each preemption to the next token.
+        engine_s: between the processes, and what the engine did not tell.
+        respond_s: making the answer.
+        client_s: waiting for the client to take an answer that is complete.
+    """
+
+    total_s: float
+    receive_s: float = 0.0
+    tokenise_s: float = 0.0
+    grammar_s: float = 0.0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    preempted_s: float = 0.0
+    engine_s: float = 0.0
+    respond_s: float = 0.0
+    client_s: float = 0.0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    completion_tokens: int = 0
+
+
+MaybeTimings = RequestTimings | UnsetType
+
+
 class ChatCompletion(msgspec.Struct, kw_only=True):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -128,6 +168,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: TokenIds = UNSET
     warnings: Warnings = UNSET
+    timings: MaybeTimings = UNSET
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):
@@ -157,6 +198,7 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: TokenIds = UNSET
     warnings: Warnings = UNSET
+    timings: MaybeTimings = UNSET
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):
@@ -180,6 +222,7 @@ class Completion(msgspec.Struct, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str
     warnings: Warnings = UNSET
+    timings: MaybeTimings = UNSET
 
 
 class Embedding(msgspec.Struct, kw_only=True):

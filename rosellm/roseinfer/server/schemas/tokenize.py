@@ -53,4 +53,6 @@ class DetokenizeRequest(Body):
     """Token ids, to be read as text."""
 
     model: str | None = Field(default=None, description="Checked, where it is given.")
-    tokens: list[int] = Field(description="Token ids, special ones shown by their names.")
+    tokens: list[int] = Field(
+        fail_fast=True, description="Token ids, special ones shown by their names."
+    )
