@@ -14,7 +14,6 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "tests/bench/": (PYTHON,),
     "tests/clients/": (PYTHON, *OPENAI),
     "tests/commands/": (PYTHON, "sh"),
-    "tests/commands/test_doctor.py": ("0.0.0.0",),  # whether it could listen there
     "tests/deploy/": (PYTHON, "systemd-analyze"),
     "tests/docs/": (PYTHON, *OPENAI, "bash", "sh"),
     "tests/e2e/": (PYTHON, *OPENAI, "rosellm", "make", "git", "sh", "curl", "192.0.2.1"),
