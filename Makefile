@@ -22,10 +22,12 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 MODEL ?=
 ARGS ?=
+FUZZ_CASES ?= 1000000
+FUZZ_SEED ?= $(shell date +%s)
 EXTRAS :=
 named_model = $(if $(MODEL),"$(MODEL)")
 
-.PHONY: help serve test test-full test-clients sanitize check format gpu bench clean
+.PHONY: help serve test test-full test-clients fuzz soak sanitize check format gpu bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +40,12 @@ test: $(DEV) $(NATIVE) ## run the tests: CPU, offline, quick
 
 test-full: $(DEV) $(NATIVE) ## run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+
+fuzz: $(DEV) $(NATIVE) ## send requests made at random: make fuzz [FUZZ_CASES=1000000] [FUZZ_SEED=7]
+	FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -s -o timeout=0 $(ARGS)
+
+soak: $(RUNTIME) $(NATIVE) ## serve half an hour of load with faults in it: make soak [MODEL=path] [ARGS="--minutes 5"]
+	@exec $(BIN)/python -m benchmarks.soak $(named_model) $(ARGS)
 
 test-clients: ## run other people's clients against a server, from an environment of their own
 	@HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(MAKE) VENV=.venv-clients EXTRAS=[test,clients] ARGS="tests/clients -W default $(ARGS)" test

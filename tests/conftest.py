@@ -3,13 +3,75 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.audit import rules
+from tests.audit.expected import expected
 
 # Before torch is imported: waiting OpenMP threads sleep, so that tests keep their pace beside
 # other work (see engine/client.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+class _Audit:
+    """Stops what a test should not do, and remembers it for those that catch every error."""
+
+    def __init__(self) -> None:
+        self.expected: frozenset[str] | None = None  # while no test runs
+        self.found: list[str] = []
+
+    def hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.expected is None or event not in rules.JUDGES:
+            return
+        if found := rules.violation(event, args, self.expected):
+            self.found.append(found)
+            raise RuntimeError(f"not expected in this test: it {found} (tests/audit/expected.py)")
+
+
+AUDIT = _Audit()
+sys.addaudithook(AUDIT.hook)
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    AUDIT.expected = expected(nodeid)
+
+
+def pytest_runtest_logfinish() -> None:
+    AUDIT.expected = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _audit_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where servers and engines that tests start write down what they should not have done."""
+    report = tmp_path_factory.mktemp("audit") / "report"
+    report.touch()
+    inherited = os.environ.get("PYTHONPATH")
+    folder = str(Path(rules.__file__).parent / "started")
+    os.environ["PYTHONPATH"] = f"{inherited}:{folder}" if inherited else folder
+    os.environ["TESTS_AUDIT_REPORT"] = str(report)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _audit(_audit_report: Path) -> Iterator[None]:
+    yield
+    found, AUDIT.found = AUDIT.found, []
+    if _audit_report.stat().st_size:
+        found += _audit_report.read_text().splitlines()
+        _audit_report.write_text("")
+    assert not found, f"not expected: {found}"
+
+
+@pytest.fixture
+def audit_expects_violations(_audit: None) -> Iterator[list[str]]:
+    """For the audit's own tests: what it has found, which is no fault then."""
+    yield AUDIT.found
+    AUDIT.found = []
 
 
 @pytest.fixture(scope="session", autouse=True)

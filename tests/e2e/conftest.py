@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -83,11 +83,13 @@ def free_port() -> int:
         return port
 
 
-def start_server(*args: str, model: str, **environment: str) -> Server:
+def start_server(
+    *args: str, model: str, stderr: IO[bytes] | None = None, **environment: str
+) -> Server:
     """Start ``python -m rosellm.roseinfer.server`` and wait until it is healthy."""
     port = free_port()
     command = [sys.executable, "-m", "rosellm.roseinfer.server", *args, "--port", str(port)]
-    process = subprocess.Popen(command, env={**os.environ, **environment})
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=stderr)
     server = Server(process, port, model)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,6 +22,7 @@ from rosellm.roseinfer.cache import manager
 from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.request import SamplingParams
 from tests.engine.fake import END, Asked, Harness, alone
+from tests.engine.test_scheduler import letters as letters_of
 
 LETTERS = st.one_of([st.lists(st.integers(0, 1), min_size=1, max_size=most) for most in (3, 6, 24)])
 WHICH = st.integers(0, 30)
@@ -257,3 +259,68 @@ def test_promises_hold() -> None:
 @pytest.mark.timeout(900)
 def test_promises_hold_for_longer() -> None:
     hold(max_examples=1500, steps=80)
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.integers(1, 40),
+        st.sampled_from([1, 1, 3]),
+        st.integers(1, 12),
+        st.integers(-1, 1),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrivals=ARRIVALS,
+    victim=st.sampled_from("abcz"),
+    length=st.integers(1, 55),
+    priority=st.integers(0, 3),
+    before=st.integers(0, 30),
+    num_blocks=st.sampled_from([16, 24, 64]),
+    itl_target=st.sampled_from([None, 0.005, 0.05]),
+)
+def test_no_request_starves(
+    arrivals: list[tuple[str, int, int, int, int]],
+    victim: str,
+    length: int,
+    priority: int,
+    before: int,
+    num_blocks: int,
+    itl_target: float | None,
+) -> None:
+    """Others ask again and again, as much as ever finds room, for as long as it takes."""
+    harness = Harness(
+        block_size=4,
+        num_blocks=num_blocks,
+        max_model_len=60,
+        max_num_seqs=4,
+        budget=16,
+        ageing=1.0,
+        itl_target=itl_target,
+        cost=lambda plan: 0.01 + 0.001 * plan.num_tokens,
+    )
+    others = cycle(arrivals)
+
+    def arrive() -> None:
+        while harness.scheduler.num_waiting < 12:
+            tenant, size, n, max_tokens, urgency = next(others)
+            prompt = letters_of(size, len(harness.asked))
+            harness.add(prompt, tenant=tenant, n=n, max_tokens=max_tokens, priority=urgency)
+
+    for _ in range(before):
+        arrive()
+        harness.step()
+    asked = harness.asked[
+        harness.add(letters_of(length, 7), tenant=victim, priority=priority, max_tokens=4)
+    ]
+    for _ in range(2500):
+        arrive()
+        harness.step()
+        if asked.over:
+            return
+    raise AssertionError("it starves")

@@ -1,4 +1,4 @@
-"""A server with short deadlines, and a client that says exactly what it is told to."""
+"""Servers with short deadlines or little room, and clients that say exactly what they are told."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.conftest import Server, launch, model_folder, start_server
+from tests.faults.neighbours import CLIENT
 
 __all__ = ["launch", "model_folder"]
 
 RECEIPT_S, STALL_S, CONNECTIONS = 1.5, 1.5, 40
+SEQUENCES, QUEUE, STEP_TOKENS, BLOCKS = 8, 16, 64, 160
+BLOCK_BYTES = 2 * 2 * 2 * 10 * 16 * 4
+"""Keys and values, 2 layers, 2 heads of size 10, 16 tokens, fp32: the model of `model_folder`."""
+
+TEMPLATE = """\
+{%- for message in messages %}{{ message.role }} {{ message.name }}: {{ message.content }}
+{% for call in message.tool_calls or [] %}{{ call | tojson }}{% endfor %}
+{%- endfor %}
+{%- if tools %}{{ tools | tojson }}{% endif %}
+{%- if x is defined %}{{ x | tojson }}{% endif %}
+{%- if add_generation_prompt %}{{ bos_token }}assistant: {% endif %}
+"""
 
 
 @dataclass
@@ -44,6 +58,28 @@ def say(server: Server, *pieces: bytes) -> Answer:
         return read(connection)
 
 
+def post(server: Server, path: str, body: Any, **more: Any) -> httpx.Response:
+    """Send a body, which may be bytes that are no JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = httpx.Headers({"Content-Type": "application/json"})
+    headers.update(more.pop("headers", {}))
+    return CLIENT.post(f"{server.url}{path}", content=content, headers=headers, **more)
+
+
+def refused(answer: httpx.Response, status: int = 400, param: str | None = "any") -> str:
+    """The one line with which a request was refused, in OpenAI's shape."""
+    assert answer.status_code == status, answer.text[:500]
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    if param != "any":
+        assert error["param"] == param, error
+    message = str(error["message"])
+    assert message.count("\n") == 0, message
+    assert "Traceback" not in message
+    assert len(message) < 2000, message[:100]
+    return message
+
+
 def read(connection: socket.socket) -> Answer:
     received = b""
     while piece := connection.recv(1 << 16):
@@ -54,9 +90,13 @@ def read(connection: socket.socket) -> Answer:
 
 
 @pytest.fixture(scope="session")
-def guarded(model_folder: Path) -> Iterator[Server]:
+def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    template = tmp_path_factory.mktemp("guarded") / "template.jinja"
+    template.write_text(TEMPLATE)
     running = start_server(
         str(model_folder),
+        f"--chat-template={template}",
+        "--tool-parser=hermes",
         f"--request-timeout-s={RECEIPT_S}",
         f"--stall-timeout-s={STALL_S}",
         f"--max-connections={CONNECTIONS}",
@@ -64,4 +104,29 @@ def guarded(model_folder: Path) -> Iterator[Server]:
         model="tiny-llama",
     )
     yield running
+    assert running.stop() == 0
+
+
+@dataclass
+class Cramped(Server):
+    """A server that has room for little, and none for its log of requests."""
+
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def cramped(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cramped]:
+    log = tmp_path_factory.mktemp("cramped") / "stderr"
+    with log.open("wb") as stderr:
+        running = start_server(
+            str(model_folder),
+            f"--max-num-seqs={SEQUENCES}",
+            f"--max-queue={QUEUE}",
+            f"--max-num-batched-tokens={STEP_TOKENS}",
+            f"--kv-cache-gb={BLOCKS * BLOCK_BYTES / (1 << 30)}",
+            "--log-requests=/dev/full",
+            model="tiny-llama",
+            stderr=stderr,
+        )
+    yield Cramped(running.process, running.port, running.model, log)
     assert running.stop() == 0

@@ -106,6 +106,13 @@ def test_the_prompt_of_a_refused_request_is_given_back() -> None:
     assert alice.headers()["x-ratelimit-remaining-tokens"] == "9"
 
 
+def test_a_prompt_whose_time_ran_out_is_paid_for() -> None:
+    """Else a client that waits for nothing could have any number of them computed."""
+    alice = account(Clock(), tokens_per_minute=60)
+    alice.spend(50).see(RequestError("it did not end in time", status=504))
+    assert alice.headers()["x-ratelimit-remaining-tokens"] == "10"
+
+
 def test_what_is_refused_costs_nothing() -> None:
     alice = account(Clock(), requests_per_minute=5, max_concurrent=1, tokens_per_minute=5)
     alice.enter(spends=True)

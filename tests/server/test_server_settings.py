@@ -31,6 +31,9 @@ EXAMPLES: dict[Any, tuple[str, Any]] = {
 }
 
 
+METADATA = {item.name: item.metadata for config in CONFIGS for item in fields(config)}
+
+
 def write(folder: Path, text: str) -> str:
     path = folder / "rosellm.toml"
     path.write_text(text)
@@ -42,7 +45,10 @@ def example(name: str) -> tuple[str, Any]:
     kind = kind_of(hints()[name])
     if get_origin(kind) is Literal:
         return get_args(kind)[-1], get_args(kind)[-1]
-    return EXAMPLES[get_origin(kind) or kind]
+    text, value = EXAMPLES[get_origin(kind) or kind]
+    if kind in (int, float) and value < (least := METADATA[name]["least"]):
+        return str(least), kind(least)
+    return text, value
 
 
 def as_toml(name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
+from pydantic_core import from_json
 
 from rosellm.roseinfer.engine.client import child_environment
 from rosellm.roseinfer.errors import RequestError
@@ -30,6 +30,7 @@ MAX_CHARACTERS = 1 << 20
 MAX_SECONDS = 5.0
 _WORKERS = 2
 _KEPT = 256
+_SHOWN = 400
 
 
 class Grammars:
@@ -63,7 +64,7 @@ class Grammars:
         if text not in self._good:
             schema: Any = source.schema if isinstance(source, JsonSchema) else None
             async with self._turns:
-                verdict = await asyncio.to_thread(self._ask, Check(text, schema))
+                verdict = await self._judged(Check(text, schema))
             if verdict.error:
                 raise _refusal(verdict.error, param, verdict.pointer, schema is not None)
             self._good[text] = verdict.text
@@ -71,18 +72,33 @@ class Grammars:
                 self._good.popitem(last=False)
         return self._good[text]
 
-    def _ask(self, check: Check) -> Verdict:
+    async def _judged(self, check: Check) -> Verdict:
+        worker = await asyncio.to_thread(self._worker)
         try:
-            worker = self._idle.get_nowait()
-        except Empty:
-            worker = _Worker(self._specials)
-        verdict = worker.ask(check)
+            verdict = await asyncio.to_thread(worker.ask, check)
+        except asyncio.CancelledError:  # nobody wants to know any more: others need the turn
+            worker.kill()
+            raise
         if verdict is None:
             return Verdict(
                 error=f"compiling it takes more than {MAX_SECONDS:.0f} s, or too much memory"
             )
         self._idle.put(worker)
         return verdict
+
+    def _worker(self) -> _Worker:
+        """One that lives, perhaps a new one."""
+        with contextlib.suppress(Empty):
+            while True:
+                worker = self._idle.get_nowait()
+                if worker.alive:
+                    return worker
+        try:
+            return _Worker(self._specials)
+        except OSError as error:
+            raise RequestError(
+                f"a grammar cannot be checked now ({error.strerror}); try again later", status=503
+            ) from None
 
 
 class _Worker:
@@ -99,6 +115,14 @@ class _Worker:
         self._end = weakref.finalize(self, _end, self._process)
         self._ready = False
         self._specials = specials
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it now: whoever waits for its verdict gets none."""
+        self._process.kill()
 
     def ask(self, check: Check) -> Verdict | None:
         """Its verdict; None, and the end of it, if there is none in time."""
@@ -156,8 +180,8 @@ def _parsed(schema: Any, param: str) -> Any:
     if not isinstance(schema, str):
         return schema
     try:
-        parsed = json.loads(schema)
-    except (ValueError, RecursionError) as error:
+        parsed = from_json(schema, allow_inf_nan=False)
+    except ValueError as error:
         raise _refusal(f"not valid JSON: {error}", param) from None
     if not isinstance(parsed, dict | bool):
         raise _refusal("a schema is an object or a boolean", param)
@@ -166,4 +190,6 @@ def _parsed(schema: Any, param: str) -> Any:
 
 def _refusal(message: str, param: str, place: str = "", schema: bool = False) -> RequestError:
     where = f" at {place or '/'}" if schema else ""
+    if len(message) > _SHOWN:  # it may quote what was sent
+        message = f"{message[: _SHOWN // 2]}...{message[-_SHOWN // 2 :]}"
     return RequestError(f"{param}{where}: {message}", param=param, code="invalid_value")

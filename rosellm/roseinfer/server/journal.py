@@ -80,6 +80,8 @@ class Journal:
             self._file = os.open(Path(path).expanduser(), flags, 0o600)
         except OSError as error:
             raise ConfigError(f"--log-requests {path}: {error.strerror}") from None
+        self._path = path
+        self._fails = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def write(self, line: Line) -> None:
@@ -95,7 +97,13 @@ class Journal:
             rest = memoryview(_encode(line) + b"\n")
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-        except Exception:  # the server goes on without it
+            self._fails = False
+        except OSError as error:  # the server goes on without it, and says so once
+            if not self._fails:
+                reason = error.strerror
+                log.warning("%s: %s; requests are not logged there", self._path, reason)
+            self._fails = True
+        except Exception:
             log.exception("a request could not be logged")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from rosellm.roseinfer.errors import RequestError
@@ -153,9 +154,13 @@ class Spending:
         self._take(prompt_tokens)
 
     def see(self, item: Delta | Exception) -> None:
-        """Take the answer's tokens; a request that is refused gets its prompt's back."""
+        """Take the answer's tokens; a request that is refused gets its prompt's back.
+
+        One whose time ran out does not: its prompt may have been computed.
+        """
         if isinstance(item, Exception):
-            self._take(-self._refundable)
+            if getattr(item, "status", None) != HTTPStatus.GATEWAY_TIMEOUT:
+                self._take(-self._refundable)
         else:
             self._take(len(item.ids))
         self._refundable = 0

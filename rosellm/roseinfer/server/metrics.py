@@ -43,7 +43,7 @@ REJECTED = {
     429: "over_limit",
     431: "too_large",
     503: "unavailable",
-    504: "deadline",
+    504: "timeout",
 }
 LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 INLINE = 2048  # characters or tokens: a millisecond or two at most
 
 T = TypeVar("T")
+
+
+def weight(*values: Any) -> int:
+    """Roughly how many characters there are in values of any kind, as far as it matters here."""
+    open, seen = list(values), 0
+    while open and seen <= INLINE:
+        each = open.pop()
+        seen += len(each) if isinstance(each, str) else 1
+        if isinstance(each, BaseModel):
+            open += vars(each).values()
+        elif isinstance(each, Mapping):
+            open += (*each.keys(), *each.values())
+        elif isinstance(each, list | tuple):
+            open += each
+    return seen
 
 
 async def off_loop(size: int, work: Callable[[], T], *, inline: int = INLINE) -> T:

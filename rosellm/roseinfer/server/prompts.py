@@ -14,7 +14,7 @@ from rosellm.roseinfer.config import ReasoningParser, ToolParser
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.formats import Formats
-from rosellm.roseinfer.server.off_loop import off_loop
+from rosellm.roseinfer.server.off_loop import INLINE, off_loop, weight
 from rosellm.roseinfer.server.schemas.messages import Message
 from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.turns import Turns
@@ -93,7 +93,7 @@ class Prompts:
         """
         if keep is None:
             self._refuse_hopeless(_length(messages), "messages")
-        _, ids = await self.conversation(messages, how)
+        _, ids = await self.conversation(messages, how, whole=keep is not None)
         return self._checked(self.truncated(ids, keep, answer), "messages", answer)
 
     def truncated(self, ids: list[int], keep: int | None, answer: int) -> list[int]:
@@ -108,11 +108,13 @@ class Prompts:
         how: Rendering = ANSWER,
         *,
         add_special_tokens: bool | None = None,
+        whole: bool = True,
     ) -> tuple[str, list[int]]:
-        """Text and token ids of a conversation, however many.
+        """Text and token ids of a conversation.
 
         Args:
             add_special_tokens: None adds them unless the model's own template writes them.
+            whole: however many there are; otherwise far too many are refused uncounted.
         """
         if add_special_tokens is None:
             add_special_tokens = not self._template.has_own
@@ -125,9 +127,14 @@ class Prompts:
                 tools=how.tools,
                 **how.variables,
             )
+            if not whole:
+                self._refuse_hopeless(len(text), "messages")
             return text, self._encode(text, "messages", add_special_tokens)
 
-        return await off_loop(_length(messages), encode)
+        # a model's own template may take its time whatever the length
+        long = self._template.has_own * (INLINE + 1)
+        size = max(weight(*messages, how.tools, how.variables), long)
+        return await off_loop(size, encode)
 
     async def batch(
         self,

@@ -21,6 +21,8 @@ from pydantic_core import from_json
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.fields import Body
 
+MOST_MEMBERS = 50_000
+"""Of all objects and lists in a body together: checking them takes the interpreter for long."""
 INLINE_BYTES = 1 << 15  # of JSON: a few milliseconds at most
 
 T = TypeVar("T")
@@ -83,9 +85,12 @@ async def _off_loop(body: bytes, work: Callable[[], T]) -> T:
 
 def _parse(body: bytes) -> Any:
     try:
-        return from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HTTPException(400, f"the body is not valid JSON: {error}") from None
+    if _has_too_many(value, body):
+        raise HTTPException(400, f"the body's objects have more than {MOST_MEMBERS} members")
+    return value
 
 
 def _validate(schema: type[Body], value: Any) -> Body:
@@ -96,6 +101,19 @@ def _validate(schema: type[Body], value: Any) -> Body:
             {**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)
         ]
         raise RequestValidationError(found, body=value) from None
+
+
+def _has_too_many(value: Any, body: bytes) -> bool:
+    """Whether its objects have more members, and it more lists, than are checked."""
+    if body.count(b":") + body.count(b"[") <= MOST_MEMBERS:
+        return False
+    open, seen = [value] * isinstance(value, dict | list), 0
+    while open and seen <= MOST_MEMBERS:
+        each = open.pop()
+        inside = each.values() if isinstance(each, dict) else each
+        seen += len(each) if isinstance(each, dict) else 1
+        open += [part for part in inside if isinstance(part, dict | list)]
+    return seen > MOST_MEMBERS
 
 
 class StrictRoute(APIRoute):

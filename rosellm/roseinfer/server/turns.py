@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.schemas.messages import (
@@ -81,7 +82,7 @@ class Turns:
 
 def _call(call: ToolCall, place: str, as_text: bool) -> dict[str, Any]:
     name, arguments = _written(call, place)
-    function = {"name": name, "arguments": arguments if as_text else json.loads(arguments)}
+    function = {"name": name, "arguments": arguments if as_text else from_json(arguments)}
     return {"id": call.id, "type": "function", "function": function}
 
 
@@ -89,8 +90,8 @@ def _written(call: ToolCall, place: str) -> tuple[str, str]:
     """A call's name and arguments, which are JSON of an object."""
     given = call.function.arguments.strip() or "{}"
     try:
-        fits = isinstance(json.loads(given), dict)
-    except (ValueError, RecursionError):
+        fits = isinstance(from_json(given, allow_inf_nan=False), dict)
+    except ValueError:
         fits = False
     if not fits:
         where = f"{place}.function.arguments"

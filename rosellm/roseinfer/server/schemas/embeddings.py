@@ -14,7 +14,9 @@ MAX_INPUTS = 2048
 Text = Annotated[str, Field(min_length=1)]
 Input = Annotated[
     Annotated[Text, Tag("<text>")]
-    | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS), Tag("<texts>")]
+    | Annotated[
+        list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Tag("<texts>")
+    ]
     | Annotated[TokenIds, Tag("<ids>")]
     | Annotated[
         list[TokenIds],

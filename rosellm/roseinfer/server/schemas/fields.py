@@ -22,6 +22,11 @@ from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 
+MOST_OBJECTS = 8192
+"""In one list: checking them, or complaining of each, holds up the event loop. Lists of plain
+values complain of the first one only (``fail_fast``), so they may be long.
+"""
+
 
 def one_or_list(value: Any) -> str:
     """Discriminator of a union of one thing and a list, by the tags ``<one>`` and ``<list>``.

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
 
-from rosellm.roseinfer.server.schemas.fields import Body, Empty, Rejected, one_or_list
+from rosellm.roseinfer.server.schemas.fields import (
+    MOST_OBJECTS,
+    Body,
+    Empty,
+    Rejected,
+    one_or_list,
+)
 
 NAME = "Who speaks, for chat templates that show it."
 
@@ -22,8 +28,9 @@ class TextPart(Body):
     )
 
 
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=MOST_OBJECTS)]
 Content = Annotated[
-    Annotated[str, Tag("<one>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
+    Annotated[str, Tag("<one>")] | Annotated[Parts, Tag("<list>")],
     Discriminator(one_or_list),
 ]
 
@@ -93,7 +100,7 @@ class AssistantMessage(Turn):
 
     role: Literal["assistant"] = Field(description="Who speaks.")
     tool_calls: list[ToolCall] | None = Field(
-        default=None, description="The tools that it has called."
+        default=None, max_length=MOST_OBJECTS, description="The tools that it has called."
     )
     content: Content | None = Field(
         default=None,
@@ -161,4 +168,4 @@ Message = Annotated[
     | Annotated[NoMessage, Tag("<none>")],
     Discriminator(role_of),
 ]
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_OBJECTS)]

@@ -75,7 +75,7 @@ class SamplingFields(Body):
     stop: Stop | None = Field(
         default=None, description="Texts before which the answer ends, at most 4."
     )
-    stop_token_ids: list[TokenId] | None = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(
         default=None, description="Tokens at which the answer ends."
     )
     include_stop_str_in_output: bool | None = Field(

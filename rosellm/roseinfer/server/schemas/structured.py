@@ -21,6 +21,7 @@ from rosellm.roseinfer.text.grammar_source import (
 
 MAX_CHOICES = 20_000
 Schema = dict[str, Any] | bool
+Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
 
 
 class TextFormat(Body):
@@ -70,10 +71,8 @@ with warnings.catch_warnings():  # a field may be called as an old method of its
             description="A regular expression that the whole answer matches; the syntax is that of"
             " Rust's `regex` crate, without look-around.",
         )
-        choice: list[str] | None = Field(
+        choice: Choices | None = Field(
             default=None,
-            min_length=1,
-            max_length=MAX_CHOICES,
             description="Texts of which the answer is one.",
         )
         grammar: str | None = Field(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import Body
+from rosellm.roseinfer.server.schemas.fields import MOST_OBJECTS, Body
 from rosellm.roseinfer.server.schemas.messages import Messages
 
 T = TypeVar("T")
@@ -25,7 +25,9 @@ class TokenizeRequest(Body):
         default=None, description="End with the start of the assistant's answer; true by default."
     )
     tools: list[dict[str, Any]] | None = Field(
-        default=None, description="What the chat template is told of tools."
+        default=None,
+        max_length=MOST_OBJECTS,
+        description="What the chat template is told of tools.",
     )
     add_special_tokens: bool | None = Field(
         default=None,

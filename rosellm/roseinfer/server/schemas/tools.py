@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rosellm.roseinfer.server.schemas.fields import Body
+from rosellm.roseinfer.server.schemas.fields import MOST_OBJECTS, Body
 
 Mode = Literal["none", "auto", "required"]
 # OpenAI's documented limits, and the dots of names such as math.factorial, which others allow.
@@ -52,8 +53,10 @@ class Allowed(Body):
     """Some of the tools."""
 
     mode: Literal["auto", "required"] = Field(description="Whether one of them has to be called.")
-    tools: Annotated[list[FunctionTool], Field(min_length=1)] = Field(
-        description="Those that may be called, by their names; the model is shown all of `tools`."
+    tools: list[FunctionTool] = Field(
+        min_length=1,
+        max_length=MOST_OBJECTS,
+        description="Those that may be called, by their names; the model is shown all of `tools`.",
     )
 
 
@@ -92,7 +95,7 @@ class ToolFields(Body):
     """Tools, and what may be done with them."""
 
     tools: list[FunctionTool] | None = Field(
-        default=None, description="Functions that the answer may call."
+        default=None, max_length=MOST_OBJECTS, description="Functions that the answer may call."
     )
     tool_choice: ToolChoice | None = Field(
         default=None,
@@ -108,9 +111,9 @@ class ToolFields(Body):
     @field_validator("tools")
     @classmethod
     def _each_once(cls, tools: list[FunctionTool] | None) -> list[FunctionTool] | None:
-        names = [tool.function.name for tool in tools or ()]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(tool.function.name for tool in tools or ())
+        for name, times in names.items():
+            if times > 1:
                 raise PydanticCustomError("twice", "there are two functions {name}", {"name": name})
         return tools
 
