@@ -122,7 +122,7 @@ def test_neighbours_hardly_notice_a_hostile_tenant(seed: int) -> None:
 
     def run(*more: Client) -> Seen:
         harness = Harness(
-            num_blocks=2000, max_model_len=400, max_num_seqs=16, budget=64, cost=seconds
+            num_blocks=2000, max_model_len=400, max_num_seqs=16, budget=256, cost=seconds
         )
         return drive(harness, [*more, *(Client(name, 2, small) for name in NEIGHBOURS)], 300, seed)
 
