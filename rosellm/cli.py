@@ -39,6 +39,8 @@ def parser() -> flags.Parser:
     _add_chat(commands)
     _add_models(commands)
     _add_inspect(commands)
+    _add_plan(commands)
+    _add_doctor(commands)
     _add_verify(commands)
     _add_quantize(commands)
     _add_replay(commands)
@@ -113,8 +115,8 @@ def _add_models(commands: Commands) -> None:
 def _add_inspect(commands: Commands) -> None:
     command = commands.add_parser(
         "inspect",
-        help="say what a model is, and what serving it would take",
-        description="Say what a model is, and what serving it would take. No weights are loaded.",
+        help="say what a model is",
+        description="Say what a model is, from its files alone. No weights are loaded.",
         allow_abbrev=False,
     )
 
@@ -123,6 +125,40 @@ def _add_inspect(commands: Commands) -> None:
 
         inspect.add_flags(command)
         command.set_defaults(run=inspect.run)
+
+    command.fill = fill
+
+
+def _add_plan(commands: Commands) -> None:
+    command = commands.add_parser(
+        "plan",
+        help="say how much memory serving a model takes, and how many requests fit",
+        description="Say what serving a model takes with these flags. No weights are loaded.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import plan
+
+        plan.add_flags(command)
+        command.set_defaults(run=plan.run)
+
+    command.fill = fill
+
+
+def _add_doctor(commands: Commands) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="say whether this machine and these flags are fit for serving",
+        description="Look at the machine and at the flags of rosellm serve, and say what to do.",
+        allow_abbrev=False,
+    )
+
+    def fill(command: flags.Parser) -> None:
+        from rosellm.commands import doctor
+
+        doctor.add_flags(command)
+        command.set_defaults(run=doctor.run)
 
     command.fill = fill
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     "rosellm.roseinfer.config": 0,
     "rosellm.roseinfer.errors": 0,
+    "rosellm.roseinfer.host_memory": 0,
     "rosellm.roseinfer.logs": 0,
     "rosellm.roseinfer.messages": 0,
     "rosellm.roseinfer.request": 0,
@@ -88,12 +89,21 @@ LAZY_EDGES = {
     # measuring the engine in this process, beside what machine and model allow at most
     ("rosellm.bench.offline", "rosellm.roseinfer.engine.build"),
     # looking at a model without running it
-    ("rosellm.commands.model_facts", "torch"),
-    ("rosellm.commands.model_facts", "rosellm.roseinfer.kernels.table"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.loading.open"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.loading.safetensors"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.memory"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.choices"),
+    ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.plan"),
     ("rosellm.commands.model_facts", "rosellm.roseinfer.runner.resolve"),
+    # planning one: a process that holds what an engine's does, but for the weights
+    ("rosellm.commands.plan", "rosellm.roseinfer.engine.build"),
+    ("rosellm.commands.plan", "rosellm.roseinfer.runner.memory"),
+    ("rosellm.commands.plan", "rosellm.roseinfer.runner.plan"),
+    ("rosellm.commands.plan", "rosellm.roseinfer.runner.resolve"),
+    # whether torch is well, in a process of its own
+    ("rosellm.commands.torch_report", "torch"),
+    ("rosellm.commands.torch_report", "rosellm.roseinfer.runner.memory"),
+    ("rosellm.commands.torch_report", "rosellm.roseinfer.runner.plan"),
     ("rosellm.bench.ceilings", "torch"),
     ("rosellm.bench.machine", "torch"),
     ("rosellm.bench.cost", "torch"),

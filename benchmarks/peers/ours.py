@@ -134,7 +134,7 @@ def _weight_bytes(config: ModelConfig) -> int:
         ops = choose_ops(torch.device("cpu"))
         model = architecture.build(ops, architecture.read_config(checkpoint.config))
     model.hold(resolve_quantization(config, checkpoint.recipe))
-    return model.weight_bytes(torch.bfloat16, quantized=True)
+    return model.weight_bytes(torch.bfloat16)
 
 
 def _arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -25,7 +25,8 @@ Facts = Iterator[tuple[str, str]]
 
 EXAMPLES = """\
 Of a hub id, only the config and the tokenizer are downloaded, unless the weights are here already.
-The flags are those of rosellm serve: what is shown is what it would do with them.
+The flags are those of rosellm serve: what is shown is what it would do with them. What serving
+takes in memory, and how many requests at a time, is told by rosellm plan.
 
 examples:
   rosellm inspect path/to/my-llama
@@ -51,12 +52,17 @@ def run(args: argparse.Namespace) -> int:
     """
     asked = flags.model_config(vars(args))
     flags.check_sources(asked)
-    model = _with_local_files(asked)
+    model = with_local_description(asked)
     show_facts(asked.model, _all_facts(model, from_hub=model.model != asked.model))
     return 0
 
 
-def _with_local_files(model: ModelConfig) -> ModelConfig:
+def with_local_description(model: ModelConfig) -> ModelConfig:
+    """The same with local paths; of a hub id, all but the weights is downloaded.
+
+    Raises:
+        ModelError: the hub does not give it.
+    """
     named = [source for source in (model.model, model.tokenizer) if source and hub_name(source)]
     with loading() if named else nullcontext(lambda _: None) as show:
         tokenizer = model.tokenizer and local_tokenizer(model.tokenizer, show)

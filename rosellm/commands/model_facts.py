@@ -18,11 +18,10 @@ from rosellm.roseinfer.hub import holds_model
 from rosellm.roseinfer.models.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.kernels.table import Ops
     from rosellm.roseinfer.layers.rope import RopeSpec
-    from rosellm.roseinfer.models.skeleton import Model
-    from rosellm.roseinfer.models.spec import Architecture, ModelSpec
+    from rosellm.roseinfer.models.spec import ModelSpec
     from rosellm.roseinfer.quant.formats import Recipe
+    from rosellm.roseinfer.runner.choices import Choices
 
 Facts = Iterator[tuple[str, str]]
 
@@ -44,24 +43,33 @@ def model_facts(config: EngineConfig) -> Facts:
     Raises:
         ModelError: the config or a header cannot be read.
     """
-    from rosellm.roseinfer.models.registry import find_architecture
-
     found = find(config.model.model)
     if found.architecture not in ARCHITECTURES:
         yield "architecture", f"{shown(found.architecture)}: not supported (see rosellm models)"
         yield "stored", _stored(found)
         return
-    architecture = find_architecture(found.architecture)
+    made = choices(config, found)
     module = ARCHITECTURES[found.architecture].partition(":")[0].rpartition(".")[2]
     yield "architecture", f"{found.architecture} (models/{module}.py)"
-    spec = architecture.read_config(found.config)
-    ops = _ops(config)
-    model = _model(architecture, spec, ops)
-    weights = model.num_weights()
+    weights = made.model.num_weights()
     yield "parameters", f"{weights:,} ({_short(weights)})"
     yield "stored", _stored(found)
-    yield from spec_facts(spec)
-    yield from _memory_facts(config, model, found, ops.keeps_quantized)
+    yield from spec_facts(made.spec)
+    yield from _memory_facts(made)
+
+
+def choices(config: EngineConfig, found: Found) -> Choices:
+    """What an engine of that model would be; the model stands without weights.
+
+    Raises:
+        ModelError, ConfigError: the model's config, or ours, cannot be met.
+    """
+    from rosellm.roseinfer.models.registry import find_architecture
+    from rosellm.roseinfer.runner.choices import Described, choose
+
+    architecture = find_architecture(found.architecture)
+    spec = architecture.read_config(found.config)
+    return choose(config, Described(architecture, spec, found.dtype, found.recipe))
 
 
 def find(model: str) -> Found:
@@ -91,22 +99,6 @@ def _stored(found: Found) -> str:
         return f"the weights are not here; {found.dtype}, by the config"
     quantized = ", quantised" if found.recipe else ""
     return f"{found.dtype}{quantized}, {size(found.num_bytes)}"
-
-
-def _ops(config: EngineConfig) -> Ops:
-    from rosellm.roseinfer.kernels.table import choose_ops
-    from rosellm.roseinfer.runner import resolve
-
-    device, _ = resolve.resolve_device(config.model)
-    return choose_ops(device, config.model.kernels)
-
-
-def _model(architecture: Architecture, spec: ModelSpec, ops: Ops) -> Model:
-    """The model without its weights."""
-    import torch
-
-    with torch.device("meta"):
-        return architecture.build(ops, spec)
 
 
 # -- sizes and choices -----------------------------------------------------------------------
@@ -173,26 +165,27 @@ def _shares(values: Iterable[str]) -> str:
 # -- memory ----------------------------------------------------------------------------------
 
 
-def _memory_facts(config: EngineConfig, model: Model, found: Found, quantized: bool) -> Facts:
-    """What ``rosellm serve`` would decide now, with the same flags."""
+def _memory_facts(made: Choices) -> Facts:
+    """What ``rosellm serve`` would decide now; ``rosellm plan`` tells more."""
     from rosellm.roseinfer.runner import memory, resolve
+    from rosellm.roseinfer.runner.plan import needs_of
 
-    device, on = resolve.resolve_device(config.model)
-    dtype, how = resolve.resolve_dtype(config.model, found.dtype, device)
+    on, how = made.decisions
     yield "runs in", f"{how.value} ({how.reason}), on {on.value} ({on.reason})"
-    recipe = resolve.resolve_quantization(config.model, found.recipe)
-    model.hold(recipe)
-    for decision in resolve.explain_quantization(recipe, ""):
+    for decision in resolve.explain_quantization(made.recipe, ""):
         yield decision.name, decision.value
-    free, needed = memory.available(device), model.weight_bytes(dtype, quantized=quantized)
-    yield "memory, weights", f"{size(needed)}, and {size(free)} are free now"
+    free, needs = memory.available(made.device), needs_of(made)
+    yield "memory, weights", f"{size(needs.weights)}, and {size(free)} are free now"
     try:
-        if needed > free:
+        if needs.weights > free:
             raise ModelError("no: the weights alone need more memory than is free")
-        kv_dtype, _ = resolve.resolve_kv_dtype(config.cache, model.spec, dtype)
-        steps, _ = resolve.resolve_step_tokens(config.scheduler, model.spec, device)
         plan = resolve.resolve_cache(
-            _unlimited(config), model.spec, kv_dtype, device, steps, free - needed
+            _unlimited(made.config),
+            made.spec,
+            made.kv_dtype,
+            made.device,
+            made.step_tokens,
+            free - needs.serving,
         )
     except (ConfigError, ModelError) as error:
         yield "fits", str(error)

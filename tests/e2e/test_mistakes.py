@@ -26,15 +26,17 @@ import torch
 from huggingface_hub import constants
 
 from rosellm import LLM, cli
+from rosellm.commands.model_facts import choices, find
 from rosellm.roseinfer import InferenceEngine, demo
 from rosellm.roseinfer.engine import build
 from rosellm.roseinfer.errors import RosellmError
 from rosellm.roseinfer.runner import memory
+from rosellm.roseinfer.runner.plan import needs_of
 from rosellm.roseinfer.server import __main__ as server
 from rosellm.roseinfer.server import listen
 from tests.hub import conftest as hubs
 from tests.hub.conftest import FakeHub, point_client_at
-from tests.tiny_models import write_rose_gpt
+from tests.tiny_models import engine_config, write_rose_gpt
 
 Show = pytest.CaptureFixture[str]
 Run = Callable[..., int]
@@ -450,10 +452,10 @@ def test_weights_larger_than_the_memory(
     capsys: Show, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available", lambda _: 100_000)
-    weights = (model_folder / "model.safetensors").stat().st_size
-    says = ["the weights take", "are free on cpu", "smaller model or --dtype bfloat16"]
+    says = ["the weights take", "are free on cpu", "use a smaller model"]
     in_process(capsys, model_folder, "--device=cpu", says=says)
-    monkeypatch.setattr(memory, "available", lambda _: weights + 60_000)
+    needs = needs_of(choices(engine_config(model_folder), find(str(model_folder))))
+    monkeypatch.setattr(memory, "available", lambda _: needs.serving + 60_000)
     code = ENTRANCES["generate"](str(model_folder), "--device=cpu", "--max-model-len=512")
     check(capsys, code, "512 tokens", "of KV cache", "would fit")
 

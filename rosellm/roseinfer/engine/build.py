@@ -15,18 +15,17 @@ from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.engine.load import Source, fill
-from rosellm.roseinfer.errors import ConfigError, ModelError
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary, load_vocabulary
-from rosellm.roseinfer.kernels.table import Ops, choose_ops
 from rosellm.roseinfer.loading.assign import Place
 from rosellm.roseinfer.loading.identity import begin_hashing
 from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.registry import find_architecture
-from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import memory, resolve
+from rosellm.roseinfer.runner.choices import Described, choose
 from rosellm.roseinfer.runner.model_runner import ModelRunner
+from rosellm.roseinfer.runner.plan import plan_memory
 from rosellm.roseinfer.text.load import load_tokenizer
 
 
@@ -39,28 +38,20 @@ def build_engine(
         ModelError: the checkpoint cannot be served.
         ConfigError: the config cannot be met.
     """
-    _check(config)
     on_progress(Progress("opening"))
     checkpoint = open_checkpoint(config.model.model)
     architecture = find_architecture(checkpoint.architecture)
     spec = architecture.read_config(checkpoint.config).with_pooling(checkpoint.pooling)
-    device, device_decision = resolve.resolve_device(config.model)
-    dtype, dtype_decision = resolve.resolve_dtype(config.model, checkpoint.dtype, device)
-    kv_dtype, kv_decisions = resolve.resolve_kv_dtype(config.cache, spec, dtype)
-    recipe = resolve.resolve_quantization(config.model, checkpoint.recipe)
-    ops = choose_ops(device, config.model.kernels)
-    with torch.device("meta"):
-        model = architecture.build(ops, spec)
-    model.hold(recipe)
-    step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
-    size = partial(resolve.resolve_cache, config, spec, kv_dtype, device, step_tokens)
-    size(_beside_weights(model, ops, dtype, device))  # what cannot work is refused before loading
+    made = choose(config, Described(architecture, spec, checkpoint.dtype, checkpoint.recipe))
+    # what cannot work is refused before loading
+    plan = plan_memory(made, memory.available(made.device)).cache
     weights = begin_hashing(config.model.model)
     source = Source(config.model.model, checkpoint, architecture.weights)
-    came_from = fill(model, source, recipe, Place(dtype, device), on_progress, ops.packed)
-    plan = size(memory.available(device))
+    model, ops, device, dtype = made.model, made.ops, made.device, made.dtype
+    came_from = fill(model, source, made.recipe, Place(dtype, device), on_progress, ops.packed)
+    memory.give_back()
     block_size = config.cache.block_size
-    storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, kv_dtype, device)
+    storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, made.kv_dtype, device)
     backend = ops.attention(block_size, device)
     promised = ops.invariant and backend.invariant
     invariant = promised and model.rows_are_independent(dtype, device)
@@ -75,17 +66,16 @@ def build_engine(
             device,
             invariant,
             weights.result(),
-            *(str(dtype), str(kv_dtype), repr(recipe), repr(spec)),
+            *(str(dtype), str(made.kv_dtype), repr(made.recipe), repr(spec)),
             *(ops.name, ops.identity, backend.name),
             str(plan.max_model_len),  # rope scalings may depend on it
         ),
         decisions=[
-            device_decision,
-            dtype_decision,
-            *resolve.explain_quantization(recipe, came_from or "as they are stored"),
-            *kv_decisions,
+            *made.decisions,
+            *resolve.explain_quantization(made.recipe, came_from or "as they are stored"),
+            *made.kv_decisions,
             *plan.decisions,
-            step_decision,
+            made.step_decision,
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
             Decision("attention", backend.name, "paged"),
             *([] if spec.generates else [Decision("vectors", spec.pooling, "an encoder")]),
@@ -98,8 +88,8 @@ def build_engine(
         ModelRunner(model, ops, storage, backend, device, plan.max_model_len, spec.pooling),
         facts,
         config.scheduler,
-        cache=_cache(config.cache, spec, plan, kv_dtype),
-        step_tokens=step_tokens,
+        cache=_cache(config.cache, spec, plan, made.kv_dtype),
+        step_tokens=made.step_tokens,
         whole_prompts=not spec.causal,
         vocabulary=partial(_vocabulary, config.model, spec.vocab_size),
     )
@@ -117,26 +107,6 @@ def _cache(
     windows = [group.window for group in spec.kv_groups]
     found_again = config.prefix_cache and spec.causal
     return CacheManager(pools, config.block_size, found_again, windows, keys=[str(kv_dtype)])
-
-
-def _check(config: EngineConfig) -> None:
-    if config.scheduler.max_num_seqs < 1:
-        raise ConfigError("--max-num-seqs must be at least 1")
-    if config.scheduler.max_queue < 1:
-        raise ConfigError("--max-queue must be at least 1")
-
-
-def _beside_weights(model: Model, ops: Ops, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes that will be free when the weights are loaded; ModelError if these have no room."""
-    needed = model.weight_bytes(dtype, quantized=ops.keeps_quantized)
-    free = memory.available(device)
-    if needed > free:
-        smaller = " or --dtype bfloat16" if dtype.itemsize > 2 else ""
-        raise ModelError(
-            f"the weights take {needed / (1 << 30):.2f} GiB and {free / (1 << 30):.2f} GiB are free"
-            f" on {device}: make room, or use a smaller model{smaller}"
-        )
-    return free - needed
 
 
 def _tried(promised: bool, invariant: bool) -> str:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rosellm.roseinfer.cache.storage import KVTensor
+from rosellm.roseinfer.quant.formats import Format
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 Activation = Literal["silu_mul", "gelu_tanh_mul", "gelu_erf", "gelu_tanh"]
@@ -114,6 +115,17 @@ def pack_linear(
     if bias is not None and rows:
         bias = F.pad(bias, (0, rows))
     return PackedLinear(weight, bias, out_features, in_features, activation)
+
+
+def held_bytes(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    _format: Format | None,
+    _activation: Activation | None,
+) -> int:
+    """Memory of a packed weight [out, in]; a quantised one is held as what its numbers mean."""
+    rows, columns = (extent + _padding(extent) for extent in shape)
+    return rows * columns * dtype.itemsize
 
 
 def pack_quantized(

@@ -73,8 +73,8 @@ class Ops:
         reason: why it was chosen.
         forward: a model as a step runs it: token ids [T] to hidden states [T, H].
         attention: makes the backend, for blocks of so many tokens.
+        held_bytes: memory of a packed weight [rows, columns] of a type, or quantised.
         identity: what else of it its results depend on: instructions, and the build.
-        keeps_quantized: whether a packed quantised weight takes its own size, not the model's type.
         packed: how such weights can be kept in a file; None if not.
     """
 
@@ -93,8 +93,8 @@ class Ops:
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
     attention: Callable[[int, torch.device], AttentionBackend]
+    held_bytes: Callable[[tuple[int, int], torch.dtype, Format | None, Activation | None], int]
     identity: str = ""
-    keeps_quantized: bool = False
     packed: PackedForm | None = None
 
 
@@ -128,6 +128,7 @@ def reference_ops(reason: str) -> Ops:
         logprobs_of=logprobs.logprobs_of,
         forward=lambda model, _storage, _ropes: model,
         attention=ReferenceAttention,
+        held_bytes=reference.held_bytes,
     )
 
 
@@ -150,7 +151,7 @@ def native_ops(library: Library) -> Ops:
         logprobs_of=tokens.logprobs_of,
         forward=native.forward,
         attention=lambda block_size, _device: NativeAttention(block_size, library),
+        held_bytes=native.held_bytes,
         identity=library.identity,
-        keeps_quantized=True,
         packed=native,
     )

@@ -53,6 +53,11 @@ class Matrix(nn.Module):
         self._packed = self._ops.pack_quantized(weight, bias, self._activation, dtype)
         self._drop_plain()
 
+    def held_bytes(self, dtype: torch.dtype) -> int:
+        """Memory of the weight once it is laid out, in its format or else in that type."""
+        rows, columns = self.weight.shape
+        return self._ops.held_bytes((rows, columns), dtype, self.format, self._activation)
+
     def kept_parts(self, packed: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of what a file keeps of the quantised weight, by name.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.messages import Pooling
 from rosellm.roseinfer.quant.formats import Recipe
 
@@ -59,4 +59,4 @@ def parse_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from None
+        raise ModelError(f"{path}: not readable as JSON ({shown(str(error))})") from None

@@ -50,18 +50,19 @@ class Model(nn.Module):
             if isinstance(module, Linear):
                 module.format = recipe.of(name)
 
-    def weight_bytes(self, dtype: torch.dtype, *, quantized: bool) -> int:
-        """Memory of all weights before they are loaded.
+    def weight_bytes(self, dtype: torch.dtype) -> int:
+        """Memory of all weights as the kernels will hold them, known before they are loaded.
 
         Args:
             dtype: the model's.
-            quantized: whether those in few bits take no more than these.
         """
-        total = self.num_weights() * dtype.itemsize
+        total = 0
         for _, module in self.own_modules():
-            if quantized and isinstance(module, Matrix) and module.format is not None:
-                plain = module.weight.numel() * dtype.itemsize
-                total += module.format.num_bytes(*module.weight.shape) - plain
+            for name, parameter in module.named_parameters(recurse=False):
+                if isinstance(module, Matrix) and name == "weight":
+                    total += module.held_bytes(dtype)
+                else:
+                    total += parameter.numel() * dtype.itemsize
         return total
 
     def keep_head(self) -> None:

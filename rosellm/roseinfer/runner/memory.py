@@ -1,10 +1,13 @@
-"""How much memory there is, in bytes."""
+"""How much memory a device has left, in bytes."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+import ctypes
 
 import torch
+
+from rosellm.roseinfer import host_memory
 
 
 def available(device: torch.device) -> int:
@@ -12,37 +15,10 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    limits = [_meminfo_available(), _cgroup_available()]
-    return min(limit for limit in limits if limit is not None)
+    return host_memory.available()
 
 
-def _meminfo_available() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return 4 << 30
-
-
-def _reclaimable(root: Path) -> int:
-    """Page cache that the container would drop when it needs the memory: a checkpoint's, say."""
-    for line in (root / "memory.stat").read_text().splitlines():
-        name, _, value = line.partition(" ")
-        if name == "inactive_file":
-            return int(value)
-    return 0
-
-
-def _cgroup_available() -> int | None:
-    """What the container still allows (cgroup v2), or None without a limit."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        if limit == "max":
-            return None
-        used = int((root / "memory.current").read_text())
-        return max(int(limit) - used + _reclaimable(root), 0)
-    except (OSError, ValueError):
-        return None
+def give_back() -> None:
+    """Return what the C heap holds of freed buffers, as loading leaves many, to the system."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -116,14 +116,31 @@ def resolve_step_tokens(
     return value, Decision("step budget", f"{value} tokens", reason)
 
 
+class TooLittleError(ConfigError):
+    """Memory is not enough for what is asked for; with other settings it may be."""
+
+
 @dataclass(frozen=True)
 class CachePlan:
-    """Size of the KV cache, in blocks of each group, and the longest sequence it is meant for."""
+    """Size of the KV cache, in blocks of each group, and the longest sequence it is meant for.
+
+    Attributes:
+        num_bytes: of all blocks, were every one written.
+        decisions: on the context and on the cache.
+    """
 
     num_blocks: tuple[int, ...]
     capacity_tokens: int
     max_model_len: int
+    num_bytes: int
     decisions: tuple[Decision, ...]
+    pools: tuple[Pool, ...]
+    max_num_seqs: int
+
+    def sequences(self, length: int) -> int:
+        """How many sequences of so many tokens can run at the same time."""
+        pairs = zip(self.num_blocks, self.pools, strict=True)
+        return min(self.max_num_seqs, *(pool.sequences(count, length) for count, pool in pairs))
 
 
 def resolve_cache(
@@ -138,9 +155,9 @@ def resolve_cache(
     size = config.cache.block_size
     if size < 1:
         raise ConfigError("--block-size must be at least 1")
-    wanted = _wanted_length(config.model, spec)
+    wanted = wanted_length(config.model, spec)
     pools = [
-        _Pool.of(group, kv_dtype, size, wanted, config.scheduler.max_num_seqs, step_tokens)
+        Pool.of(group, kv_dtype, size, wanted, config.scheduler.max_num_seqs, step_tokens)
         for group in spec.kv_groups
     ]
     budget, why = _budget(config.cache, free_bytes, device)
@@ -150,9 +167,10 @@ def resolve_cache(
         needed = sum((pool.least + 1) * pool.block_bytes for pool in pools)
         fits = max(blocks, 0) * size
         shorter = f"a smaller --max-model-len ({fits} would fit) or " if fits else ""
-        raise ConfigError(
+        raise TooLittleError(
             f"a context of {wanted} tokens needs {needed / _GIB:.2g} GiB of KV cache and "
-            f"{budget / _GIB:.2g} GiB are set aside for it; use {shorter}a larger --kv-cache-gb"
+            f"{budget / _GIB:.2g} GiB are set aside for it; use {shorter}"
+            f"{_larger(needed, free_bytes)}"
         )
     counts = tuple(min(pool.useful, blocks) for pool in pools)
     memory = sum(n * pool.block_bytes for n, pool in zip(counts, pools, strict=True))
@@ -162,6 +180,7 @@ def resolve_cache(
         counts,
         capacity,
         longest,
+        memory,
         (
             Decision("context", f"{longest} tokens", _why_length(longest, wanted, spec)),
             Decision(
@@ -171,22 +190,30 @@ def resolve_cache(
                 f"{_bytes_a_token(spec, kv_dtype)}; {limit}",
             ),
         ),
+        tuple(pools),
+        config.scheduler.max_num_seqs,
     )
 
 
 @dataclass(frozen=True)
-class _Pool:
+class Pool:
     """What one KV group asks for.
 
     Attributes:
+        size: tokens in a block.
         block_bytes: of one block, all the group's layers.
         least: blocks that the longest sequence holds at once.
         useful: blocks beyond which the limits on sequences leave the rest unused.
+        kept: most blocks of a sequence between two steps; None without a window.
+        chunk: blocks that a step's tokens take besides, in a group with a window.
     """
 
+    size: int
     block_bytes: int
     least: int
     useful: int
+    kept: int | None = None
+    chunk: int = 0
 
     @classmethod
     def of(
@@ -197,19 +224,31 @@ class _Pool:
         longest: int,
         sequences: int,
         step_tokens: int,
-    ) -> _Pool:
+    ) -> Pool:
         whole = -(-longest // size)
         block_bytes = group.bytes_per_token(kv_dtype) * size
         if group.window is None:
-            return cls(block_bytes, whole, sequences * whole)
+            return cls(size, block_bytes, whole, sequences * whole)
         # What a window covers may begin and end inside a block; a step's chunk comes on top.
         kept, chunk = -(-(group.window - 1) // size) + 2, -(-step_tokens // size)
         return cls(
-            block_bytes, min(whole, kept + chunk), min(sequences * whole, sequences * kept + chunk)
+            size,
+            block_bytes,
+            min(whole, kept + chunk),
+            min(sequences * whole, sequences * kept + chunk),
+            kept,
+            chunk,
         )
 
+    def sequences(self, blocks: int, length: int) -> int:
+        """How many sequences of so many tokens have room in so many blocks."""
+        whole = -(-length // self.size)
+        if self.kept is None or whole <= self.kept:
+            return blocks // whole
+        return max(blocks - self.chunk, 0) // self.kept or int(blocks >= min(whole, self.least))
 
-def _affordable(pools: Sequence[_Pool], budget: float) -> int:
+
+def _affordable(pools: Sequence[Pool], budget: float) -> int:
     """Most blocks a group for which memory suffices; a group takes no more than it can use.
 
     A block more of each group is kept empty (``KVStorage``).
@@ -220,6 +259,13 @@ def _affordable(pools: Sequence[_Pool], budget: float) -> int:
         cost = sum((min(pool.useful, middle) + 1) * pool.block_bytes for pool in pools)
         low, high = (middle, high) if cost <= budget else (low, middle - 1)
     return low
+
+
+def _larger(needed: int, free_bytes: int) -> str:
+    """What to say of a larger cache: how large it has to be, where there is memory for it."""
+    if needed > free_bytes:
+        return "a larger --kv-cache-gb"
+    return f"a larger --kv-cache-gb ({needed / _GIB * 1.005 + 0.0005:.3f} would fit)"
 
 
 def _bytes_a_token(spec: ModelSpec, kv_dtype: torch.dtype) -> str:
@@ -237,7 +283,8 @@ def _why_length(longest: int, wanted: int, spec: ModelSpec) -> str:
     return "what the model was made for" if wanted == spec.max_positions else "asked for"
 
 
-def _wanted_length(config: ModelConfig, spec: ModelSpec) -> int:
+def wanted_length(config: ModelConfig, spec: ModelSpec) -> int:
+    """Longest sequence that is to be served, if memory allows."""
     wanted = spec.max_positions if config.max_model_len is None else config.max_model_len
     if wanted < 2:
         raise ConfigError("--max-model-len must be at least 2")
@@ -255,10 +302,10 @@ def _budget(config: CacheConfig, free_bytes: int, device: torch.device) -> tuple
     free = free_bytes / _GIB
     if config.kv_cache_gb is not None:
         if not config.kv_cache_gb <= free:  # NaN is not
-            raise ConfigError(
+            raise TooLittleError(
                 f"--kv-cache-gb {config.kv_cache_gb}: only {free:.2f} GiB are free beside the "
-                "weights; pass less, or leave the flag out"
+                "weights and a step's results; pass less, or leave the flag out"
             )
         return config.kv_cache_gb * _GIB, "size asked for"
     share = _GPU_SHARE if device.type == "cuda" else _CPU_SHARE
-    return free_bytes * share, f"{share:.0%} of the {free:.2f} GiB free after loading"
+    return free_bytes * share, f"{share:.0%} of the {free:.2f} GiB free beside all else"

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from rosellm.roseinfer.config import SamplingDefaults
-from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.errors import ModelError, shown
 
 MAX_TOKENS_COMPLETION = 16
 MAX_TOKENS_GENERATE = 64
@@ -113,8 +113,8 @@ def _read(path: Path, kind: type[T]) -> T:
         return kind()
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
-        raise ModelError(f"{path}: {error}") from None
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise ModelError(f"{path}: {shown(str(error))}") from None
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

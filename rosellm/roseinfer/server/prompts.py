@@ -14,7 +14,7 @@ from rosellm.roseinfer.config import ReasoningParser, ToolParser
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.formats import Formats
-from rosellm.roseinfer.server.off_loop import off_loop, weight
+from rosellm.roseinfer.server.off_loop import INLINE, off_loop, weight
 from rosellm.roseinfer.server.schemas.messages import Message
 from rosellm.roseinfer.server.schemas.template import Rendering
 from rosellm.roseinfer.server.turns import Turns
@@ -131,7 +131,10 @@ class Prompts:
                 self._refuse_hopeless(len(text), "messages")
             return text, self._encode(text, "messages", add_special_tokens)
 
-        return await off_loop(weight(*messages, how.tools, how.variables), encode)
+        # a model's own template may take its time whatever the length
+        long = self._template.has_own * (INLINE + 1)
+        size = max(weight(*messages, how.tools, how.variables), long)
+        return await off_loop(size, encode)
 
     async def batch(
         self,

@@ -24,6 +24,7 @@ from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.gate import Gate
 from rosellm.roseinfer.server.load import load_service
+from rosellm.roseinfer.server.notify import notify, watch
 from rosellm.roseinfer.server.service import Service
 from rosellm.roseinfer.server.tls import tls_files
 
@@ -87,11 +88,13 @@ async def _serve(
     url = listen.url(sock, "https" if options.server.tls_cert else "http")
     text = report.summary(service.name, service.ready, url, needs_key=needs_key, about=about)
     logs.say(text, "serving", **report.facts(service.name, service.ready, url))
+    notify(f"READY=1\nSTATUS=serves {service.name} on {url}")
     pipeline = service.pipeline
-    if not await _first(pipeline.dead.wait(), stop.told.wait()):
+    if not await _first(pipeline.dead.wait(), stop.told.wait(), watch()):
         log.error("%s; ending in %.0f s", pipeline.death, MOURNING_S)
         await _first(stop.told.wait(), asyncio.sleep(MOURNING_S))
         return 1
+    notify("STOPPING=1")
     gate.close("the server is shutting down")
     await _first(gate.empty(), stop.told_again.wait(), asyncio.sleep(options.server.drain_timeout))
     pipeline.close(RequestError("the server is shutting down", status=503))

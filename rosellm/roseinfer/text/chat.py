@@ -1,8 +1,8 @@
 """Messages to a prompt, through the model's own Jinja template.
 
-Templates come with a model from strangers, so they run in Jinja's sandbox. The
-helpers are those that Hugging Face gives them. A model without a template gets
-a plain format, itself written as a template, so that there is one path.
+Templates come with a model from strangers, so they run in a sandbox, under limits
+(``template_guard``). The helpers are those that Hugging Face gives them. A model without
+a template gets a plain format, itself written as a template, so that there is one path.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rosellm.roseinfer.errors import ModelError, RequestError
+from rosellm.roseinfer.errors import ModelError, RequestError, shown
 from rosellm.roseinfer.text.call_history import CallsInHistory, calls_in_history
+from rosellm.roseinfer.text.template_guard import MOST_SOURCE, GuardedEnvironment, limits
 
 _PLAIN_FORMAT = """\
 {%- set heads = {"system": "[system]", "developer": "[system]",
@@ -38,6 +38,9 @@ _PLAIN_FORMAT = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ "Assistant:" }}{% endif %}
 """
+
+
+_MOST_REASON = 1000  # characters of what a template may say when it refuses
 
 
 class ChatTemplate:
@@ -129,9 +132,10 @@ class ChatTemplate:
 
     def _render(self, variables: dict[str, Any]) -> str:
         try:
-            return self._template_for(variables["tools"]).render(variables)
+            with limits(variables):
+                return self._template_for(variables["tools"]).render(variables)
         except Exception as error:  # a template is a program: it can fail in any way
-            reason = str(error) or type(error).__name__
+            reason = str(error)[:_MOST_REASON] or type(error).__name__
             raise RequestError(f"chat template: {reason}", param="messages") from error
 
     def _template_for(self, tools: list[dict[str, Any]] | None) -> Template:
@@ -170,31 +174,39 @@ def choose_template(choice: str, own: str | Mapping[str, str] | None) -> str:
             f"chat template {choice}: no such file, nor one of the model's own, which {names}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"chat template {choice} cannot be read: {error}") from None
+        raise ModelError(f"chat template {choice} cannot be read: {shown(str(error))}") from None
     if path.suffix == ".json":
         raise ModelError(f"chat template {choice}: a file of Jinja source is expected, not JSON")
     _compile(choice, source)
     return source
 
 
-def _compile(name: str, source: str) -> Template:
+def _compile(name: str, source: object) -> Template:
+    if not isinstance(source, str) or len(source) > MOST_SOURCE:
+        raise _invalid(name, f"a text of at most {MOST_SOURCE} characters is expected")
     try:
         return _environment().from_string(source)
     except TemplateSyntaxError as error:
-        raise ModelError(
-            f"chat template {name!r} is not valid Jinja: {error.message} (line {error.lineno});"
-            " --chat-template takes another one"
-        ) from None
+        raise _invalid(name, f"{shown(error.message or '')} (line {error.lineno})") from None
+    except Exception as error:  # nested too deeply for Jinja or Python, or no Python at all
+        raise _invalid(name, shown(str(error) or type(error).__name__)) from None
+
+
+def _invalid(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"chat template {shown(repr(name))} is not valid Jinja: {reason};"
+        " --chat-template takes another one"
+    )
 
 
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> GuardedEnvironment:
+    environment = GuardedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
     )
-    environment.filters["tojson"] = _tojson
+    environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Pipeline
 
-from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.text.tokenizer import Tokenizer, check_unicode
 from rosellm.roseinfer.text.tokenizer_config import AddedToken as Token
 from rosellm.roseinfer.text.tokenizer_config import TokenizerConfig
@@ -30,7 +30,7 @@ def load_tokenizer_json(path: Path, config: TokenizerConfig) -> HuggingFaceToken
     try:
         pipeline = Pipeline.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for every fault
-        raise ModelError(f"{path} is not a readable tokenizer.json: {error}") from None
+        raise ModelError(f"{path} is not a readable tokenizer.json: {shown(str(error))}") from None
     absent = (token for token in config.added_tokens if pipeline.token_to_id(token.content) is None)
     add_tokens(pipeline, path, absent)
     return HuggingFaceTokenizer(pipeline, config)
@@ -44,12 +44,12 @@ def load_gpt2_files(path: Path, config: TokenizerConfig) -> HuggingFaceTokenizer
     """
     name = config.tokenizer_class
     if name is not None and not name.startswith(_GPT2_CLASSES):
-        raise ModelError(f"{path.parent} has a {name}, which needs a tokenizer.json")
+        raise ModelError(f"{path.parent} has a {shown(name)}, which needs a tokenizer.json")
     merges = path.with_name("merges.txt")
     try:
         pipeline = Pipeline(models.BPE.from_file(str(path), str(merges)))
     except Exception as error:  # the library raises plain Exception for every fault
-        raise ModelError(f"{path} with {merges.name} cannot be read: {error}") from None
+        raise ModelError(f"{path} with {merges.name} cannot be read: {shown(str(error))}") from None
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pipeline.decoder = decoders.ByteLevel()
     if pipeline.token_to_id("<|endoftext|>") is not None:
@@ -75,7 +75,8 @@ def add_tokens(pipeline: Pipeline, path: Path, tokens: Iterable[Token]) -> None:
         )
         (pipeline.add_special_tokens if token.special else pipeline.add_tokens)([added])
         if pipeline.token_to_id(token.content) != token.id:
-            raise ModelError(f"{path}: added token {token.content!r} cannot have id {token.id}")
+            content = shown(repr(token.content))
+            raise ModelError(f"{path}: added token {content} cannot have id {token.id}")
 
 
 class HuggingFaceTokenizer(Tokenizer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from rosellm.roseinfer.errors import ModelError, RosellmError, shown
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 from rosellm.roseinfer.text.tokenizer_config import TokenizerConfig, read_tokenizer_config
 from rosellm.roseinfer.text.tokenizer_files import find_tokenizer_file
@@ -24,7 +25,14 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> Tokenizer:
         ModelError: nothing is there, or a file is broken.
     """
     path = find_tokenizer_file(source)
-    return _load(path, _read_config(path, chat_template))
+    config = _read_config(path, chat_template)
+    try:
+        return _load(path, config)
+    except (RosellmError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the libraries let all kinds through, a panic of Rust's too
+        reason = shown(str(error) or type(error).__name__)
+        raise ModelError(f"{path} cannot be used as a tokenizer: {reason}") from None
 
 
 def check_chat_template(source: str, chat_template: str) -> None:

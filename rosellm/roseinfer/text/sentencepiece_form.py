@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.text.tokenizer import Tokenizer, check_unicode
 from rosellm.roseinfer.text.tokenizer_config import AddedToken, TokenizerConfig
 
@@ -43,7 +43,9 @@ def load_sentencepiece(path: Path, config: TokenizerConfig) -> SentencePieceToke
         processor = SentencePieceProcessor(model_proto=proto)
         pieces = processor.get_piece_size()
     except Exception as error:  # the library raises RuntimeError for every fault
-        raise ModelError(f"{path} is not a readable SentencePiece model: {error}") from None
+        raise ModelError(
+            f"{path} is not a readable SentencePiece model: {shown(str(error))}"
+        ) from None
     if not pieces:
         raise ModelError(f"{path} is not a readable SentencePiece model: it has no pieces")
     return SentencePieceTokenizer(processor, config)

@@ -20,7 +20,7 @@ from pathlib import Path
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Pipeline
 
-from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.errors import ModelError, shown
 from rosellm.roseinfer.text.huggingface_form import HuggingFaceTokenizer, add_tokens, byte_alphabet
 from rosellm.roseinfer.text.tokenizer_config import TokenizerConfig
 
@@ -154,7 +154,7 @@ def _read_ranks(path: Path) -> Iterator[tuple[bytes, int]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
+        raise ModelError(f"{path} cannot be read: {shown(str(error))}") from None
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line)
         if match is None and line.strip():
@@ -167,7 +167,9 @@ def _decoded(path: Path, number: int, token: bytes) -> bytes:
     try:
         return binascii.a2b_base64(token)
     except binascii.Error as error:
-        raise ModelError(f"{path}: line {number} is not valid base64: {error}") from None
+        raise ModelError(
+            f"{path}: line {number} is not valid base64: {shown(str(error))}"
+        ) from None
 
 
 def _encoding_of(path: Path, ranks: Mapping[bytes, int]) -> Encoding:

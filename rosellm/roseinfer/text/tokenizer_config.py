@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rosellm.roseinfer.errors import ModelError
+from rosellm.roseinfer.errors import ModelError, shown
+
+MOST_TOKENS = 1 << 24
+"""Ids beyond are no token's of any model."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     try:
         return _parse(folder)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / 'tokenizer_config.json'} is malformed: {error!r}") from error
+        reason = shown(repr(error))
+        raise ModelError(f"{folder / 'tokenizer_config.json'} is malformed: {reason}") from error
 
 
 def _parse(folder: Path) -> TokenizerConfig:
@@ -79,7 +83,7 @@ def _parse(folder: Path) -> TokenizerConfig:
         add_bos=config.get("add_bos_token"),
         add_eos=config.get("add_eos_token"),
         legacy=config.get("legacy") is not False,
-        tokenizer_class=config.get("tokenizer_class"),
+        tokenizer_class=_text(config.get("tokenizer_class")),
         added_tokens=_added_tokens(folder, config, {*tokens.values(), *others}),
     )
 
@@ -89,8 +93,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {shown(str(error))}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} should hold a JSON object")
     return value
@@ -100,7 +104,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
+        raise ModelError(f"{path} cannot be read: {shown(str(error))}") from None
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
@@ -116,6 +120,12 @@ def _also_special(config: dict[str, Any]) -> tuple[str, ...]:
         tokens = config.get(key) or ()
         found += map(_content, tokens.values() if isinstance(tokens, dict) else tokens)
     return tuple(content for content in found if content is not None)
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"a text is expected, not {value!r}")
+    return value
 
 
 def _content(token: Any) -> str | None:
@@ -136,8 +146,10 @@ def _added_tokens(
     return tuple(sorted(tokens, key=lambda token: token.id))
 
 
-def _added_token(id: int, entry: dict[str, Any], special: set[str]) -> AddedToken:
+def _added_token(id: Any, entry: dict[str, Any], special: set[str]) -> AddedToken:
     content = entry["content"]
+    if not isinstance(content, str) or not isinstance(id, int) or not 0 <= id < MOST_TOKENS:
+        raise ValueError(f"added token {content!r} with id {id!r}")
     is_special = bool(entry.get("special")) or content in special
     flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word")}
     normalized = bool(entry.get("normalized", not is_special))
@@ -164,5 +176,7 @@ def _default_template(folder: Path, config: dict[str, Any]) -> str | dict[str, s
     if template is None:
         template = _read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return template
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, dict) and all(isinstance(each, str) for each in template.values()):
+        return template
+    return _text(template)

@@ -93,6 +93,18 @@ class NativeOps:
             matrix.pack_codes(codes, first)
         return Weight(matrix, activation or "store")
 
+    def held_bytes(
+        self,
+        shape: Size,
+        dtype: torch.dtype,
+        form: QuantizedFormat | None,
+        activation: Activation | None,
+    ) -> int:
+        if form is not None:
+            return self.packed_bytes(form, shape, activation)
+        plain = Shape(FORMATS[dtype], *shape, gated=_is_gated(activation))
+        return self._packing.num_bytes(plain)
+
     def packed_bytes(
         self, form: QuantizedFormat, shape: Size, activation: Activation | None
     ) -> int:
