@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from rosellm.roseinfer.errors import EngineDeadError, RequestError
+from rosellm.roseinfer.errors import EngineDeadError, RequestError, shown
 from rosellm.roseinfer.server.schemas.responses import ErrorBody, ErrorDetail, to_json
 from rosellm.roseinfer.server.validation import known_to, request_error
 
@@ -76,7 +76,7 @@ def _http(request: Request, error: Any) -> Response:
     """What the framework refuses: bad JSON, unknown routes, wrong methods."""
     message = error.detail
     if message == HTTPStatus(error.status_code).phrase:
-        message = f"{message}: {request.method} {request.scope['path']}"
+        message = f"{message}: {request.method} {shown(request.scope['path'])}"
     return error_response(RequestError(message, status=error.status_code), error.headers)
 
 
