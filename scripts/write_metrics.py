@@ -35,7 +35,7 @@ holds anything of a request, a key or a client.
 TAIL = """
 `finished_reason` is `stop`, `length`, `tool_calls`, `abort` (the client left) or `error`. `reason`
 of a refusal is `invalid`, `unauthorized`, `not_found`, `wrong_method`, `too_slow`, `too_large`,
-`over_limit`, `unavailable`, `deadline`, or the class of its status, such as `5xx`. `process` is
+`over_limit`, `unavailable`, `timeout`, or the class of its status, such as `5xx`. `process` is
 `server` or `engine`; its memory is what `/proc` calls `RssAnon`: weights that are mapped from a
 file do not count. The event loop's lag is measured every 10 ms; while it is late, everyone waits.
 

@@ -18,13 +18,14 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "tests/docs/": (PYTHON, *OPENAI, "bash", "sh"),
     "tests/e2e/": (PYTHON, *OPENAI, "rosellm", "make", "git", "sh", "curl", "192.0.2.1"),
     "tests/engine/test_client.py": (PYTHON,),
-    "tests/faults/": (PYTHON,),
+    "tests/faults/": (PYTHON, *OPENAI),
     "tests/hub/": (PYTHON,),
     # grammars are checked in processes that can be killed
     "tests/fuzz/": (PYTHON,),
     "tests/library/": (PYTHON,),
     "tests/server/": (PYTHON,),
     # what a fresh interpreter imports, or takes of memory
+    "tests/models/test_encoder.py": (PYTHON, *OPENAI),
     "tests/models/test_scores.py": (PYTHON,),
     "tests/quant/": (PYTHON,),
     "tests/test_import_cost.py": (PYTHON,),

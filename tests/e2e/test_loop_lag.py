@@ -59,7 +59,7 @@ def late(server: Server, body: dict[str, Any], path: str) -> tuple[int, httpx.Re
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
         ("/v1/completions", {"prompt": [1] * (1 << 19)}),
         ("/v1/completions", {"prompt": ["a", *[1] * (1 << 18)]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": WORDS}] * 9000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 8 * WORDS}] * 1700}),
         ("/v1/embeddings", {"input": LONG}),
         ("/tokenize", {"prompt": LONG}),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Server
 from tests.faults.conftest import CONNECTIONS, RECEIPT_S, STALL_S, connect, read, say
@@ -133,9 +134,13 @@ def test_drops_do_not_put_the_deadline_off(guarded: Server) -> None:
 
 def test_what_is_refused_here_is_counted_too(guarded: Server) -> None:
     def counted(reason: str) -> float:
-        line = f'rosellm:rejected_total{{reason="{reason}"}} '
-        text = httpx.get(f"{guarded.url}/metrics").text
-        return sum(float(each[len(line) :]) for each in text.splitlines() if each.startswith(line))
+        families = text_string_to_metric_families(httpx.get(f"{guarded.url}/metrics").text)
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "rosellm:rejected_total" and sample.labels["reason"] == reason
+        )
 
     before = counted("too_slow"), counted("too_large")
     say(guarded, b"GET /health HTTP/1.1\r\nHost: ")

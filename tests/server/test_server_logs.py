@@ -318,12 +318,12 @@ def test_with_text_it_is_for_people(model: Path) -> None:
 
 
 def test_what_ends_the_process_is_one_line_too(model: Path) -> None:
-    command = [sys.executable, "-m", "rosellm.roseinfer.server", str(model), "--insecure"]
-    command += ["--host", "203.0.113.1", "--log-format", "json"]  # of no machine
+    command = [sys.executable, "-m", "rosellm.roseinfer.server", str(model)]
+    command += ["--otlp-endpoint", "nowhere", "--log-format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     [line] = map(json.loads, done.stderr.splitlines())
-    assert "203.0.113.1" in line["message"]
+    assert "--otlp-endpoint 'nowhere'" in line["message"]
     assert line["level"] == "error"
 
 

@@ -257,6 +257,7 @@ ONLY_OWN = frozenset(
         "build_info",
         "rejected",
         "num_requests_waiting_grammar",
+        "num_prompt_tokens_waiting",
         "engine_steps",
         "incomplete_structured_answers",
     )

@@ -68,6 +68,7 @@ class State(Collector):
         for name, about, value in (
             ("num_requests_running", "Sequences that run.", stats.running),
             ("num_requests_waiting", "Sequences that wait.", stats.waiting),
+            ("num_prompt_tokens_waiting", "Tokens of prompts that wait.", stats.waiting_tokens),
             ("kv_cache_usage_perc", "Share of the KV cache that is in use, 0 to 1.", used),
             (
                 "num_requests_waiting_grammar",
