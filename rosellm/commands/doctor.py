@@ -118,8 +118,10 @@ def examine(given: dict[str, Any]) -> Findings:
         yield Finding("configuration", "error", refused, "correct the flag, file or variable")
         return
     yield Finding("configuration", "ok", f"serves {options.model_name}")
-    yield from _exposure(options)
-    yield from _port(options)
+    exposed = list(_exposure(options))
+    yield from exposed
+    if all(each.status != "error" for each in exposed):  # no address is tried that may not be
+        yield from _port(options)
     yield from _model(options, report)
 
 
@@ -278,8 +280,7 @@ def _exposure(options: flags.Options) -> Findings:
 def _port(options: flags.Options) -> Findings:
     server = options.server
     try:
-        with listen.bind(server.host, server.port) as sock:
-            listen.listen(sock)
+        listen.bind(server.host, server.port).close()
     except RosellmError as error:
         yield Finding("port", "error", str(error), "end the other program, or pass another --port")
         return

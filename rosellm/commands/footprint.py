@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import msgspec
 
@@ -16,6 +17,9 @@ from rosellm.roseinfer import host_memory
 from rosellm.roseinfer.engine.client import child_environment
 from rosellm.roseinfer.errors import RosellmError
 from rosellm.roseinfer.host_memory import Resident
+
+SERVING_BYTES = 16 << 20
+"""What is not there yet: the application, its validators, some connections; as measured."""
 
 _TIMEOUT_S = 60.0
 
@@ -39,9 +43,10 @@ class Footprint:
             self.stop()
             return None
         try:
-            return msgspec.json.decode(out, type=Resident)
+            found = msgspec.json.decode(out, type=Resident)
         except msgspec.MsgspecError:
             return None
+        return replace(found, anonymous=found.anonymous + SERVING_BYTES)
 
     def stop(self) -> None:
         """End it, if it still runs."""

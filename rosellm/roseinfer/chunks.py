@@ -19,8 +19,11 @@ from __future__ import annotations
 LEAST_CHUNK = 16
 """Prompts always get so many tokens of a step, or no stream's slowness would ever let them in."""
 NEIGHBOURS_SHARE = 0.5
-MARGIN = 0.9
-"""Of the target: what is predicted is not what happens."""
+MARGIN, LEAST_MARGIN = 0.9, 0.2
+"""The part of the target that is planned for: what is predicted is not what happens."""
+_CLOSER, _FURTHER = 1.001, 0.9
+"""What a step within the target does to the margin, and one beyond it: in balance about one step in
+a hundred is beyond."""
 REMEASURE = 32
 """Steps with prompts after which one goes without, to see what decoding alone takes."""
 _FASTER, _SLOWER, _DECODING = 0.1, 0.5, 0.3
@@ -38,6 +41,7 @@ class Chunks:
         self._target = target
         self._decoding: float | None = None
         self._each: float | None = None
+        self._margin = MARGIN
         self._largest = 0
         self._since = 0
 
@@ -69,6 +73,9 @@ class Chunks:
             self._since += 1
             self._largest = max(self._largest, prompt_tokens)
             self._learn_prompts(max(0.0, seconds - self._decoding) / prompt_tokens, prompt_tokens)
+            if self._target is not None:
+                change = _CLOSER if seconds <= self._target else _FURTHER
+                self._margin = min(MARGIN, max(LEAST_MARGIN, self._margin * change))
 
     def _learn_prompts(self, each: float, tokens: int) -> None:
         old = each if self._each is None else self._each
@@ -79,6 +86,6 @@ class Chunks:
         allowed = (
             NEIGHBOURS_SHARE * decoding
             if self._target is None
-            else max(0.0, MARGIN * self._target - decoding)
+            else max(0.0, self._margin * self._target - decoding)
         )
         return budget if allowed >= each * budget else int(allowed / each)

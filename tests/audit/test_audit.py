@@ -47,7 +47,7 @@ def test_pickles_of_plain_values_are_no_matter() -> None:
 def test_rooms_are_files_or_folders() -> None:
     for room in EXPECTED:
         assert (ROOT / room).exists(), room
-    assert expected("tests/faults/test_edge.py::test_x") == {"python"}
+    assert expected("tests/faults/test_edge.py::test_x") >= {"python"}
     assert expected("tests/runner/test_sampler.py::test_x") == set()
 
 

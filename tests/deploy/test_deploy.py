@@ -171,7 +171,7 @@ def test_composed_files_are_there(compose: dict[str, Any]) -> None:
     build = compose["services"]["rosellm"]["build"]
     assert (DEPLOY / build["context"]).resolve() == ROOT
     assert (ROOT / build["dockerfile"]).is_file()
-    for source in {*_bound(compose)} - {"./grafana/rosellm.json"}:
+    for source in _bound(compose):
         assert (DEPLOY / source).exists(), source
 
 

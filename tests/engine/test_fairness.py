@@ -5,6 +5,7 @@ The clock is simulated: a step takes ``FIXED`` seconds and ``EACH`` for every to
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rosellm.roseinfer.chunks import LEAST_CHUNK
+from rosellm.roseinfer.chunks import LEAST_CHUNK, Chunks
 from rosellm.roseinfer.step import StepPlan
 from tests.engine.fake import Harness
 from tests.engine.test_scheduler import letters, running, tokens_by_request
@@ -122,7 +123,7 @@ def test_neighbours_hardly_notice_a_hostile_tenant(seed: int) -> None:
 
     def run(*more: Client) -> Seen:
         harness = Harness(
-            num_blocks=2000, max_model_len=400, max_num_seqs=16, budget=64, cost=seconds
+            num_blocks=2000, max_model_len=400, max_num_seqs=16, budget=256, cost=seconds
         )
         return drive(harness, [*more, *(Client(name, 2, small) for name in NEIGHBOURS)], 300, seed)
 
@@ -403,3 +404,17 @@ def test_a_slower_machine_is_noticed() -> None:
     assert max(gaps[70:]) <= 0.050
     harness.abort(prompt)
     harness.abort(stream)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.5])
+def test_steps_whose_time_varies_keep_the_target_all_but_one_in_a_hundred(spread: float) -> None:
+    noise, target = random.Random(1), 0.050
+    chunks, seconds, tokens = Chunks(target), [], []
+    for _ in range(5000):
+        tokens.append(chunks.limit(256, neighbours=False))
+        cost = (0.002 + EACH * (1 + tokens[-1])) * noise.lognormvariate(0, spread)
+        chunks.learn(cost, 1, tokens[-1])
+        seconds.append(cost)
+    assert sum(each > target for each in seconds[500:]) <= 0.015 * 4500
+    ideal = math.exp(-2.33 * spread) * (target - 0.002) / EACH  # by the 99th percentile of noise
+    assert sum(tokens) / 5000 > 0.6 * ideal, "the time that there is is used"

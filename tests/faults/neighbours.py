@@ -79,12 +79,20 @@ def stream(url: str, kind: str, tokens: int) -> Iterator[list[int]]:
         if answer.status_code != 200:
             raise AssertionError(answer.read())
         whole = False
-        for line in answer.iter_lines():
+        for line in lines(answer):
             data = line.removeprefix("data: ")
             whole = whole or data == "[DONE]"
             if data and data != "[DONE]":
                 yield from (choice["token_ids"] for choice in json.loads(data)["choices"])
         assert whole
+
+
+def lines(answer: httpx.Response) -> Iterator[str]:
+    """Lines of a stream. httpx's own also end at characters that a text may hold."""
+    rest = ""
+    for piece in answer.iter_text():
+        *whole, rest = (rest + piece).split("\n")
+        yield from whole
 
 
 class _Neighbour(threading.Thread):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,15 @@ def bodies(count: int) -> list[dict[str, Any]]:
     return found
 
 
+async def lines(answer: httpx.Response) -> AsyncIterator[str]:
+    """Lines of a stream. httpx's own also end at characters that a text may hold."""
+    rest = ""
+    async for piece in answer.aiter_text():
+        *whole, rest = (rest + piece).split("\n")
+        for line in whole:
+            yield line
+
+
 async def read(
     http: httpx.AsyncClient, body: dict[str, Any], begun: Callable[[], None]
 ) -> dict[int, Any]:
@@ -56,7 +65,7 @@ async def read(
     told = False
     async with http.stream("POST", "/v1/completions", json=body) as answer:
         assert answer.status_code == 200, await answer.aread()
-        async for line in answer.aiter_lines():
+        async for line in lines(answer):
             data = line.removeprefix("data: ")
             if not data or data == "[DONE]":
                 continue

@@ -363,7 +363,7 @@ def test_broken_utf8_out_of_the_model(guarded: Server) -> None:
     assert any("\ufffd" in text for text in texts)
     streamed = ["", "", ""]
     answer = post(guarded, COMPLETIONS, {**ask, "stream": True})
-    for line in answer.text.splitlines():
+    for line in answer.text.split("\n"):
         if line.startswith("data: {"):
             for choice in json.loads(line[6:])["choices"]:
                 streamed[choice["index"]] += choice["text"]

@@ -29,6 +29,7 @@ SMALL: dict[str, SearchStrategy[Any]] = {
     "max_new_tokens": st.integers(1, 12),
     "min_tokens": st.integers(0, 4),
     "dimensions": st.integers(1, 48),
+    "timeout": st.sampled_from([0.001, 0.05, 30]),
     "tokens": st.lists(st.integers(0, 399), max_size=20),
     "logit_bias": st.dictionaries(st.integers(0, 399).map(str), st.floats(-100, 100), max_size=4),
     "stop_token_ids": st.lists(st.integers(0, 399), max_size=4),

@@ -32,7 +32,7 @@ BATCH = 1000
 
 CONTEXT = 64  # so that an answer is soon at its end
 PROBE = {"model": "tiny", "prompt": "Once upon", "max_tokens": 12, "temperature": 0}
-PLANNED = {503: "queue_full", 504: "deadline_exceeded"}
+PLANNED = {503: "queue_full", 504: "timeout"}
 
 
 @dataclass
