@@ -109,7 +109,7 @@ def as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 class NoEngine:
     """In place of an engine's client."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, *_: Any) -> None:
         pass
 
     async def start(self, **listeners: Any) -> None:
@@ -124,7 +124,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("the engine was built for a mistake that can be seen without it")
 
-    monkeypatch.setattr("rosellm.roseinfer.engine.client.ProcessClient", NoEngine)
+    monkeypatch.setattr("rosellm.roseinfer.engine.supervisor.Supervisor", NoEngine)
     monkeypatch.setattr("rosellm.roseinfer.llm.library.InprocClient", NoEngine)
     monkeypatch.setattr(build, "build_engine", refuse)
 
