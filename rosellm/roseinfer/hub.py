@@ -62,7 +62,7 @@ def hub_name(source: str) -> HubName | None:
     (None, None, None)
     """
     match = _NAME.fullmatch(source)
-    if match is None or source.endswith(_FILES) or Path(source).exists():
+    if match is None or source.endswith(_FILES) or os.path.exists(source):
         return None
     return HubName(match["repo"], match["revision"])
 
@@ -119,7 +119,7 @@ def with_local_files(
 
 def holds_model(folder: Path) -> bool:
     """Whether a folder has a config and all weights. Raises ModelError for a damaged index."""
-    return all((folder / file).is_file() for file in [CONFIG, *_weight_files(folder)])
+    return all(os.path.isfile(folder / file) for file in [CONFIG, *_weight_files(folder)])
 
 
 def _local(source: str, want: Want, on_progress: OnProgress, check: Check = lambda _: None) -> str:

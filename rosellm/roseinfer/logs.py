@@ -70,7 +70,7 @@ def say(text: str, event: str, **fields: Any) -> None:
     Args:
         event: what it is in a few words, with the fields that hold the facts of the text.
     """
-    writer = next((each for each in logging.root.handlers if isinstance(each, Writer)), None)
+    writer = _writer()
     if writer is None:
         print(text, file=sys.stderr, flush=True)
     elif isinstance(writer.formatter, Json):
@@ -84,8 +84,14 @@ def complain(text: str) -> None:
     if is_json():
         log.error(text)
         return
+    if (writer := _writer()) is not None:
+        writer.flush()  # what was said before stands before it
     with contextlib.suppress(OSError, AttributeError):  # stderr may be full, or closed
         print(text, file=sys.stderr, flush=True)
+
+
+def _writer() -> Writer | None:
+    return next((each for each in logging.root.handlers if isinstance(each, Writer)), None)
 
 
 def is_json() -> bool:

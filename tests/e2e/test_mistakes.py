@@ -109,7 +109,7 @@ def as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 class NoEngine:
     """In place of an engine's client."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, *_: Any) -> None:
         pass
 
     async def start(self, **listeners: Any) -> None:
@@ -124,7 +124,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("the engine was built for a mistake that can be seen without it")
 
-    monkeypatch.setattr("rosellm.roseinfer.engine.client.ProcessClient", NoEngine)
+    monkeypatch.setattr("rosellm.roseinfer.engine.supervisor.Supervisor", NoEngine)
     monkeypatch.setattr("rosellm.roseinfer.llm.library.InprocClient", NoEngine)
     monkeypatch.setattr(build, "build_engine", refuse)
 
@@ -179,13 +179,13 @@ def test_a_bad_flag(capsys: Show, model_folder: Path, line: str, says: list[str]
 
 
 @pytest.mark.usefixtures("no_engine")
-def test_keys_that_everybody_can_read(capsys: Show, tmp_path: Path) -> None:
+def test_keys_that_everybody_can_read(capfd: Show, tmp_path: Path) -> None:
     """A warning, which stands before what ends this start."""
     keys = tmp_path / "keys.toml"
     keys.write_text('[keys.alice]\nkey = "a-secret"')
     keys.chmod(0o644)
     line = ["serve", "--api-key-file", str(keys), "--tls-key", "x"]
-    said = complaint_after(capsys, cli.main(line))
+    said = complaint_after(capfd, cli.main(line))
     assert said == f"warning: {keys}: other users of this machine can read or change it (chmod 600)"
 
 

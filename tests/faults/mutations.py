@@ -5,14 +5,13 @@ Knows files as bytes and as JSON, not what a model is.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-Path_ = list[Any]
 
 NUMBERS: list[Any] = [
     -1, 0, 1, 2, 3, 7, 255, 65_536, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**400,
@@ -126,7 +125,7 @@ class Mutator:
         return value if not _is_cyclic(value) else {}
 
     def hostile(self) -> Any:
-        return self.random.choice(self.random.choice([NUMBERS, TEXTS, OTHERS]))
+        return copy.deepcopy(self.random.choice(self.random.choice([NUMBERS, TEXTS, OTHERS])))
 
     # -- forms of their own ------------------------------------------------------------------
 
@@ -169,9 +168,3 @@ def _is_cyclic(value: Any) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
-
-
-def hostile_config(seed: int) -> Callable[[dict[str, Any]], Any]:
-    """A change of a configuration that stays JSON."""
-    mutator = Mutator(seed)
-    return mutator.value

@@ -220,7 +220,19 @@ def test_missing_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", ["../model/model.safetensors", "/etc/hostname", "..", "", "a/../b", 7, None, ["x"]]
+    "entry",
+    [
+        "../model/model.safetensors",
+        "/etc/hostname",
+        "..",
+        "",
+        "a/../b",
+        "x" * 5000,
+        "\0",
+        7,
+        None,
+        ["x"],
+    ],
 )
 def test_an_index_cannot_point_outside(entry: Any, tmp_path: Path) -> None:
     model = write_llama(tmp_path / "model", shards=2)

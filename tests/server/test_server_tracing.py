@@ -95,7 +95,8 @@ def test_a_request_is_a_span_with_its_phases_inside(
     assert names == [*names[:-5], "queue", "prefill", "decode", "engine", "respond"]
     assert set(names[:-5]) <= {"receive", "tokenise", "grammar"}
     spent = {each.name: seconds(each) for each in children}
-    assert 0.1 <= spent["queue"] < 0.2 <= spent["prefill"] < 0.3 <= spent["decode"] < 0.4
+    for name, slept in (("queue", 0.1), ("prefill", 0.2), ("decode", 0.3)):
+        assert spent[name] >= slept
     assert sum(map(seconds, children)) == pytest.approx(seconds(server), rel=0.01)
     for earlier, later in itertools.pairwise(children):
         assert earlier.end_time == later.start_time

@@ -5,6 +5,7 @@ Without torch until tensors are read, so that a folder that is none is refused a
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def _files(folder: Path) -> list[Path]:
     for name in sorted(set(map(str, table.values()))):
         if Path(name).name != name:
             raise ModelError(f"{index}: {shown(repr(name))} is not a file of this folder")
-        if not (folder / name).exists():
+        if not os.path.exists(folder / name):  # a Path raises for a name that is too long
             raise ModelError(
                 f"{folder / shown(name)}: listed in the index but missing; download it"
             )

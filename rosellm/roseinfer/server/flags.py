@@ -304,18 +304,18 @@ def check_sources(model: ModelConfig, tokenizer: str = "--tokenizer") -> None:
         tokenizer: how to say that setting where this is called from.
     """
     for source, spoken in ((model.model, ""), (model.tokenizer, f"{tokenizer} ")):
-        if source and not Path(source).expanduser().exists() and hub_name(source) is None:
+        if source and not os.path.exists(Path(source).expanduser()) and hub_name(source) is None:
             raise ConfigError(
                 f"{spoken}{source!r}: no such folder or file, nor a hub id, which is like org/name"
             )
-    if Path(model.model).expanduser().is_file():
+    if os.path.isfile(Path(model.model).expanduser()):
         check_file_name(Path(model.model))
 
 
 def check_model(model: ModelConfig, tokenizer: str = "--tokenizer") -> None:
     """``check_sources``, and that there is something to turn text into tokens."""
     check_sources(model, tokenizer)
-    if Path(model.model).expanduser().is_file() and model.tokenizer is None:
+    if os.path.isfile(Path(model.model).expanduser()) and model.tokenizer is None:
         raise ConfigError(
             f"{model.model} is one file and holds no tokenizer: pass {tokenizer},"
             " a folder, a file or a hub id"

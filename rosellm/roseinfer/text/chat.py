@@ -69,7 +69,8 @@ class ChatTemplate:
         self._templates = {name: _compile(name, text) for name, text in named.items()}
         self.source = "\n".join(named.values())
         if "default" not in self._templates:
-            raise ModelError(f"no default among the chat templates {', '.join(named)}")
+            names = shown(", ".join(named))
+            raise ModelError(f"no default among the chat templates {names}")
         self._special_tokens = dict(special_tokens)
 
     @cached_property
@@ -169,7 +170,7 @@ def choose_template(choice: str, own: str | Mapping[str, str] | None) -> str:
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        names = f"has {', '.join(named)}" if named else "brings none"
+        names = f"has {shown(', '.join(named))}" if named else "brings none"
         raise ModelError(
             f"chat template {choice}: no such file, nor one of the model's own, which {names}"
         ) from None

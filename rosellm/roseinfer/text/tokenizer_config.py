@@ -177,6 +177,8 @@ def _default_template(folder: Path, config: dict[str, Any]) -> str | dict[str, s
         template = _read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, dict) and all(isinstance(each, str) for each in template.values()):
+    if isinstance(template, dict):
+        if not all(isinstance(each, str) for each in (*template, *template.values())):
+            raise ValueError("chat templates are texts with names")
         return template
     return _text(template)
