@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,16 @@ def audit_expects_violations(_audit: None) -> Iterator[list[str]]:
     """For the audit's own tests: what it has found, which is no fault then."""
     yield AUDIT.found
     AUDIT.found = []
+
+
+@pytest.fixture(autouse=True)
+def _log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that a test has run in this process leaves no writer of log lines behind."""
+    monkeypatch.setenv("ROSELLM_LOG_FORMAT", "text")  # so that it is put back as it was
+    monkeypatch.delenv("ROSELLM_LOG_FORMAT")
+    handlers = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -115,8 +115,8 @@ def test_bench_offline(hub_server: FakeHub, model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("command", ["serve", "inspect", "bench offline"])
-def test_a_typo_is_one_line(hub: FakeHub, capsys: pytest.CaptureFixture[str], command: str) -> None:
+def test_a_typo_is_one_line(hub: FakeHub, capfd: pytest.CaptureFixture[str], command: str) -> None:
     assert cli.main([*command.split(), "org/typo"]) == 2
-    *progress, line = capsys.readouterr().err.splitlines()
+    *progress, line = capfd.readouterr().err.splitlines()
     assert progress == ["asking the hub for org/typo"]
     assert line.startswith("error: no folder 'org/typo' here, and the hub has no model 'org/typo'")

@@ -73,9 +73,8 @@ def answers(
 
 @functools.lru_cache(1)
 def _engine(model: Path, form: tuple[tuple[str, Any], ...], seats: int) -> Any:
-    return build(
-        model, max_num_seqs=seats, prefix_cache=False, num_blocks=700, block_size=16, **dict(form)
-    )
+    sizes = {"max_num_seqs": seats, "num_blocks": 700, "block_size": 16}
+    return build(model, prefix_cache=False, max_queue_tokens=1 << 20, **sizes, **dict(form))
 
 
 @forms
