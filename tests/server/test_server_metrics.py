@@ -17,6 +17,7 @@ from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server.generate import Delta, Job
 from rosellm.roseinfer.server.loop_lag import PERIOD_S, LoopLag
 from rosellm.roseinfer.server.metrics import Metrics
+from rosellm.roseinfer.server.state_metrics import Source
 from tests.server.fakes import Server, says, serving
 
 VLLM = [
@@ -118,7 +119,7 @@ def test_a_prompt_that_is_refused_has_not_been_read() -> None:
 
 
 def test_a_client_that_leaves_is_counted() -> None:
-    metrics = Metrics("m", Stats)
+    metrics = Metrics("m", Source(Stats))
     job = Job([1, 2], SamplingParams(seed=0, max_tokens=1), n=2)
     metrics.watch([job]).end()
     assert metrics.disconnects._value.get() == 1
@@ -146,7 +147,7 @@ def test_nothing_of_a_request_is_in_them() -> None:
 
 
 def test_times_by_phase_are_those_that_the_engine_told() -> None:
-    metrics = Metrics("m", Stats)
+    metrics = Metrics("m", Source(Stats))
     timing = metrics.watch([Job([1], SamplingParams(seed=0, max_tokens=5))])
     timing.see(Delta(0, "a", ids=(1,), timings=Timings(queue=3, prefill=4)))
     timing.see(Delta(0, "b", ids=(2,), finish="stop", timings=Timings(queue=3, prefill=4)))

@@ -16,7 +16,7 @@ class BearerAuth:
     """Lets through only requests that carry a key and keep its limits, except to the open paths.
 
     The decision is made on the path as it was sent, before any routing or decoding. What comes
-    behind finds ``account`` and ``key_name`` in the request's state.
+    behind finds the ``account`` in the request's state.
     """
 
     def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
@@ -45,7 +45,7 @@ class BearerAuth:
                 status=401,
                 code="invalid_api_key",
             )
-        scope.setdefault("state", {}).update(account=account, key_name=account.tenant)
+        scope.setdefault("state", {})["account"] = account
         account.enter(spends=scope.get("method") == "POST")
         return account
 

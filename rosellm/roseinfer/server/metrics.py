@@ -8,7 +8,7 @@ ever holds anything of a request's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -21,7 +21,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from rosellm.roseinfer.messages import Stats, Timings
+from rosellm.roseinfer.messages import Timings
 from rosellm.roseinfer.server.loop_lag import LoopLag
 from rosellm.roseinfer.server.state_metrics import OWN, Source, State
 
@@ -53,13 +53,13 @@ class Metrics:
 
     Args:
         model: the name that it is served under.
-        source: what is read of the state when it is asked for; a function gives the engine's alone.
+        source: what is read of the state when it is asked for.
 
     Attributes:
         loop_lag: to be started on the event loop that serves.
     """
 
-    def __init__(self, model: str, source: Source | Callable[[], Stats]) -> None:
+    def __init__(self, model: str, source: Source) -> None:
         self._own = CollectorRegistry()
         self._model = model
         counter, histogram = self._counter, self._histogram
@@ -129,7 +129,7 @@ class Metrics:
             registry=self._own,
         )
         self._registry = CollectorRegistry()
-        state = State(model, source if isinstance(source, Source) else Source(source))
+        state = State(model, source)
         self._registry.register(_Both(self._own, state))
         ProcessCollector(registry=self._registry)
 
