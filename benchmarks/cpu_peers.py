@@ -131,7 +131,7 @@ def measure_served(
 ) -> None:
     """Services under steady load, all of them running while they take turns."""
     if work == "mixed":
-        streams, context = serving.DECODING.streams + serving.WAITING, 1024
+        streams, context = serving.DECODING.streams + serving.WAITING, serving.MIXED_CONTEXT
     else:
         streams, context = SERVED[work].streams, 256
     with ExitStack() as stack:

@@ -30,6 +30,7 @@ GPT2_SMALL: dict[str, Any] = {
     "n_layer": 12,
     "n_head": 12,
     "n_positions": 1024,
+    "n_ctx": 1024,
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
 }

@@ -26,7 +26,9 @@ from rosellm.bench.stats import percentile
 PATH = "/completions"
 SAMPLE_S = 0.1
 
-DECODING = Batch(streams=16, prompt=64, output=2000)
+MIXED_CONTEXT = 1024
+DECODING = Batch(streams=16, prompt=64, output=MIXED_CONTEXT - 64)
+"""They go on for longer than prompts arrive."""
 ARRIVING = Batch(streams=6, prompt=512, output=8)
 ARRIVAL_S = 3.0
 WAITING = 4
@@ -120,6 +122,7 @@ async def _gaps(service: Running) -> list[float]:
         body = service.body(DECODING.prompt, DECODING.output)
         streams.append(asyncio.create_task(_answer(service.server, body, recorder)))
     while not all(recorder.times for recorder in recorders):
+        _raise_of(streams)
         await asyncio.sleep(0.05)
     await asyncio.sleep(1.0)
     start = time.perf_counter()
@@ -130,6 +133,10 @@ async def _gaps(service: Running) -> list[float]:
         await asyncio.sleep(ARRIVAL_S)
     await asyncio.gather(*arrivals)
     end = time.perf_counter()
+    _raise_of(streams)
+    ended = sum(stream.done() for stream in streams)
+    if ended:
+        raise RuntimeError(f"{ended} streams came to their end before the last prompt's answer")
     for stream in streams:
         stream.cancel()
     return [
@@ -138,6 +145,13 @@ async def _gaps(service: Running) -> list[float]:
         for before, after in pairwise(recorder.times)
         if before >= start and after <= end
     ]
+
+
+def _raise_of(streams: list[asyncio.Task[Recorder]]) -> None:
+    """What a stream failed with, if one did."""
+    for stream in streams:
+        if stream.done():
+            stream.result()
 
 
 async def _answer(server: Server, body: bytes, recorder: Recorder | None = None) -> Recorder:

@@ -418,3 +418,19 @@ def test_steps_whose_time_varies_keep_the_target_all_but_one_in_a_hundred(spread
     assert sum(each > target for each in seconds[500:]) <= 0.015 * 4500
     ideal = math.exp(-2.33 * spread) * (target - 0.002) / EACH  # by the 99th percentile of noise
     assert sum(tokens) / 5000 > 0.6 * ideal, "the time that there is is used"
+
+
+def test_without_a_target_prompts_stretch_a_step_by_a_quarter_of_a_second_at_most() -> None:
+    chunks = Chunks(None)
+    chunks.learn(512 * 0.005, 0, 512)  # a first prompt, nobody waits
+    chunks.learn(0.1, 16, 0)
+    for _ in range(100):
+        tokens = chunks.limit(512, neighbours=False)
+        chunks.learn(0.1 + 0.005 * tokens, 16, tokens)
+        assert 0.2 <= 0.005 * tokens <= 0.25
+
+
+def test_without_a_target_a_fast_machine_computes_prompts_whole() -> None:
+    chunks = Chunks(None)
+    chunks.learn(4096 * 20e-6, 0, 4096)
+    assert chunks.limit(4096, neighbours=False) == 4096
