@@ -23,6 +23,11 @@ CANDIDATES = 1024
 """Most filters keep fewer tokens than this; only rows that keep more are sorted in full."""
 
 
+def sound(logits: Tensor) -> Tensor:
+    """Which rows are numbers, that is, have a largest one and no NaN: bool [R]."""
+    return logits.amax(dim=1).isfinite()  # NaN is the largest
+
+
 def draw(logits: Tensor, rows: Sequence[LogitRow], allowed: Tensor | None) -> Tensor:
     """The token of each row, [R].
 

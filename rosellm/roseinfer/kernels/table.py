@@ -64,7 +64,8 @@ class PackedForm(Protocol):
 @dataclass(frozen=True)
 class Ops:
     """One implementation of every operation. Signatures are those in ``reference``; that of
-    ``attend`` is in ``attention.by_parts``, of ``draw`` in ``sampling``, of ``logprobs_of`` in
+    ``attend`` is in ``attention.by_parts``, of ``sound`` and ``draw`` in
+    ``sampling``, of ``logprobs_of`` in
     ``logprobs``.
 
     Attributes:
@@ -89,6 +90,7 @@ class Ops:
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     attend: Callable[[Tensor, Heads, HeadNorms | None, Step], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
+    sound: Callable[[Tensor], Tensor]
     draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None], Tensor]
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
@@ -124,6 +126,7 @@ def reference_ops(reason: str) -> Ops:
         layer_norm=reference.layer_norm,
         attend=by_parts.attend,
         route=reference.route,
+        sound=sampling.sound,
         draw=sampling.draw,
         logprobs_of=logprobs.logprobs_of,
         forward=lambda model, _storage, _ropes: model,
@@ -147,6 +150,7 @@ def native_ops(library: Library) -> Ops:
         layer_norm=native.layer_norm,
         attend=native.attend,
         route=native.route,
+        sound=tokens.sound,
         draw=tokens.draw,
         logprobs_of=tokens.logprobs_of,
         forward=native.forward,

@@ -70,7 +70,7 @@ def sample(
         rows: what each row wants, R of them.
         allowed: see ``Ops.draw``.
     """
-    finite = _sound(logits)
+    finite = _sound(logits, ops)
     telling = [i for i, row in enumerate(rows) for _ in _told(row, 0)]
     raw = logits[_ints(telling, logits)] if telling else None
     _add_bias(logits, rows)
@@ -83,9 +83,9 @@ def sample(
     return Chosen(tokens, finite, ops.logprobs_of(raw, _told_tokens(rows, tokens, telling), width))
 
 
-def _sound(logits: Tensor) -> Tensor:
+def _sound(logits: Tensor, ops: Ops) -> Tensor:
     """Which rows are numbers: [R]. The others are zeroed: no kernel has to draw from them."""
-    finite = logits.amax(dim=1).isfinite()  # NaN is the largest
+    finite = ops.sound(logits)
     if logits.is_cuda or not finite.all():  # a GPU is not waited for
         logits.masked_fill_(~finite[:, None], 0.0)
     return finite

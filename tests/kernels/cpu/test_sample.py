@@ -226,6 +226,19 @@ def test_a_broken_row_gives_what_the_reference_gives(native, level, params):
     assert torch.equal(found, sampling.draw(logits, rows, None))
 
 
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_which_rows_are_numbers(native, level, rows):
+    logits = broken_logits().repeat(5, 1)[:rows]
+    assert torch.equal(native.sound(logits), sampling.sound(logits))
+
+
+@pytest.mark.parametrize("place", [0, 1, 4097, 151_935])
+def test_a_row_with_one_number_missing_is_found(native, level, place):
+    logits = make_logits(2, 151_936)
+    logits[1, place] = torch.nan
+    assert native.sound(logits).tolist() == [True, False]
+
+
 def test_logprobs_of_a_broken_row(native, level):
     logits = broken_logits()
     chosen, ids, values = native.logprobs_of(logits, torch.zeros(9, dtype=torch.int64), 4)

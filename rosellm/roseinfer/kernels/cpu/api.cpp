@@ -119,6 +119,9 @@ void rose_attention(const rose::Attention* heads, const rose::Sequences* step,
 
 // -- tokens; see kernels.h
 
+void rose_soundness(const rose::Activations* logits, uint8_t* sound) {
+    rose::kernels().soundness(*logits, sound);
+}
 void rose_draw(const rose::Activations* logits, const rose::Allowed* allowed,
                const rose::Sampling* wanted, int64_t* tokens) {
     rose::kernels().draw(*logits, *allowed, wanted, tokens);

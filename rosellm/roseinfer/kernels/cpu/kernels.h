@@ -163,8 +163,9 @@ struct Kernels {
     void (*slots)(const Sequences& step, int64_t* out);  // of each query row's key and value
     void (*attention)(const Attention& heads, const Sequences& step, const KvCache& cache);
 
-    // sample.inl: of rows of logits, the token chosen for each; and log-probabilities, those of
-    // `tokens` [rows] into chosen [rows].
+    // sample.inl: of rows of logits, whether they are numbers (1 or 0); the token chosen for each;
+    // and log-probabilities, those of `tokens` [rows] into chosen [rows].
+    void (*soundness)(const Activations& logits, uint8_t* sound);
     void (*draw)(const Activations& logits, const Allowed& allowed, const Sampling* wanted,
                  int64_t* tokens);
     void (*logprobs)(const Activations& logits, const int64_t* tokens, float* chosen,

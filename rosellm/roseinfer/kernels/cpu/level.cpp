@@ -38,6 +38,7 @@ constexpr Kernels all_kernels() {
     table.qkv_to_cache = qkv_to_cache;
     table.slots = slots;
     table.attention = attention;
+    table.soundness = soundness;
     table.draw = draw;
     table.logprobs = logprobs;
     return table;

@@ -57,6 +57,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "rose_add": (None, [_ROWS, _ROWS, _ROWS]),
     "rose_qkv_to_cache": (None, [POINTER(structs.QkvToCache), _CACHE]),
     "rose_slots": (None, [_STEP, c_void_p]),
+    "rose_soundness": (None, [_ROWS, c_void_p]),
     "rose_draw": (None, [_ROWS, POINTER(structs.Allowed), POINTER(structs.Sampling), c_void_p]),
     "rose_logprobs": (None, [_ROWS, c_void_p, c_void_p, POINTER(structs.Likeliest)]),
     "rose_run": (None, [c_void_p, c_void_p]),

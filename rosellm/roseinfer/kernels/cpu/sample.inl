@@ -29,6 +29,37 @@ struct Memory {
     }
 };
 
+// -- Whether there is anything to draw from ----------------------------------------------------
+
+class Soundness : public Row {
+   public:
+    Soundness(const Logits& logits, float* tops, Part* parts, uint8_t* sound)
+        : Row(logits, tops, parts), sound_(sound) {}
+
+    void settle(int64_t) {
+        find_most();
+        *sound_ = sound();
+    }
+
+   private:
+    uint8_t* sound_;
+};
+
+constexpr Stage<Soundness> SOUNDNESS[] = {{&Soundness::scan, false}, {&Soundness::settle, true}};
+
+void soundness(const Activations& logits, uint8_t* sound) {
+    const Logits shape = {nullptr, nullptr, logits.width};
+    Memory& memory = Memory::own();
+    Soundness* rows = memory.rows.room<Soundness>(logits.count);
+    float* tops = memory.tops.room<float>(logits.count * shape.blocks());
+    Part* parts = memory.parts.room<Part>(logits.count * shape.parts());
+    for (int64_t row = 0; row < logits.count; row++)
+        new (rows + row) Soundness({row_of(logits, row), nullptr, logits.width},
+                                   tops + row * shape.blocks(), parts + row * shape.parts(),
+                                   sound + row);
+    run_stages(rows, logits.count, shape, SOUNDNESS, std::size(SOUNDNESS));
+}
+
 // -- Tokens ------------------------------------------------------------------------------------
 
 class Draw : public Row {

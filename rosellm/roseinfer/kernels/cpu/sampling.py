@@ -21,10 +21,15 @@ _LEAST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)
 
 
 class NativeSampling:
-    """See ``table.Ops``, two of whose signatures these are."""
+    """See ``table.Ops``, three of whose signatures these are."""
 
     def __init__(self, library: Library) -> None:
         self._c = library.c
+
+    def sound(self, logits: Tensor) -> Tensor:
+        sound = torch.empty(len(logits), dtype=torch.bool)
+        self._c.rose_soundness(byref(structs.Activations.of(_rows(logits))), sound.data_ptr())
+        return sound
 
     def draw(self, logits: Tensor, rows: Sequence[LogitRow], allowed: Tensor | None) -> Tensor:
         logits = _rows(logits)
