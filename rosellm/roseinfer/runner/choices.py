@@ -43,6 +43,7 @@ class Choices:
         model: as the architecture builds it, its formats set, nothing loaded.
         decisions: on device and type.
         kv_decisions, step_decision: on the cache's type and the step's budget.
+        overlap, overlap_decision: whether a step is submitted before the last one has come back.
     """
 
     config: EngineConfig
@@ -57,6 +58,8 @@ class Choices:
     decisions: Sequence[Decision]
     kv_decisions: Sequence[Decision]
     step_decision: Decision
+    overlap: bool
+    overlap_decision: Decision
 
     @property
     def spec(self) -> ModelSpec:
@@ -76,6 +79,7 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     kv_dtype, kv_decisions = resolve.resolve_kv_dtype(config.cache, spec, dtype)
     recipe = resolve.resolve_quantization(config.model, described.recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
+    overlap, overlap_decision = resolve.resolve_overlap(config.scheduler, device)
     ops = choose_ops(device, config.model.kernels)
     with torch.device("meta"):
         model = described.architecture.build(ops, spec)
@@ -93,6 +97,8 @@ def choose(config: EngineConfig, described: Described) -> Choices:
         decisions=(device_decision, dtype_decision),
         kv_decisions=kv_decisions,
         step_decision=step_decision,
+        overlap=overlap,
+        overlap_decision=overlap_decision,
     )
 
 
