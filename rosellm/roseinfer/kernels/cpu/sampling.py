@@ -31,7 +31,13 @@ class NativeSampling:
         self._c.rose_soundness(byref(structs.Activations.of(_rows(logits))), sound.data_ptr())
         return sound
 
-    def draw(self, logits: Tensor, rows: Sequence[LogitRow], allowed: Tensor | None) -> Tensor:
+    def draw(
+        self,
+        logits: Tensor,
+        rows: Sequence[LogitRow],
+        allowed: Tensor | None,
+        _drawing: None = None,
+    ) -> Tensor:
         logits = _rows(logits)
         tokens = torch.empty(len(rows), dtype=torch.int64)
         wanted = (structs.Sampling * len(rows))(*map(_wanted, rows))
