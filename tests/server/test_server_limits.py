@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Add, Output
-from rosellm.roseinfer.server.generate import Delta
+from rosellm.roseinfer.server.delta import Delta
 from rosellm.roseinfer.server.keys import Key, KeyLimits, Keys, digest
 from rosellm.roseinfer.server.limits import Account, Bucket, duration
 from tests.server.fakes import (

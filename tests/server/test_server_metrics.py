@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import rosellm
 from rosellm.roseinfer.messages import Add, Output, RowError, Stats, Timings
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.server.generate import Delta, Job
+from rosellm.roseinfer.server.delta import Delta
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.loop_lag import PERIOD_S, LoopLag
 from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.state_metrics import Source

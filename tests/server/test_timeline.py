@@ -10,7 +10,7 @@ import pytest
 
 from rosellm.roseinfer.messages import Add, Output, Outputs, Stats, Timings
 from rosellm.roseinfer.phases import Phases
-from rosellm.roseinfer.server.generate import Delta
+from rosellm.roseinfer.server.delta import Delta
 from rosellm.roseinfer.server.timeline import Timeline
 from tests.engine.fake import Harness
 from tests.server.fakes import EOS, FakeEngine, Server, events, says, serving

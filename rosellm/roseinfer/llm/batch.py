@@ -10,7 +10,8 @@ from functools import partial
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.llm.gather import Gathered
 from rosellm.roseinfer.llm.progress_bar import OnCount
-from rosellm.roseinfer.server.generate import Job, Pipeline
+from rosellm.roseinfer.server.job import Job
+from rosellm.roseinfer.server.pipeline import Pipeline
 
 
 class Window:

@@ -10,7 +10,10 @@ from rosellm.roseinfer.llm.batch import Window
 from rosellm.roseinfer.llm.gather import Gathered
 from rosellm.roseinfer.llm.loop_thread import LoopThread
 from rosellm.roseinfer.llm.results import Completion
-from rosellm.roseinfer.server.generate import Answer, Delta, Job, Pipeline
+from rosellm.roseinfer.server.answer import Answer
+from rosellm.roseinfer.server.delta import Delta
+from rosellm.roseinfer.server.job import Job
+from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 

@@ -17,7 +17,7 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.keys import Key, KeyLimits, Keys
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.server.generate import Delta
+    from rosellm.roseinfer.server.delta import Delta
 
 Clock = Callable[[], float]
 """Seconds, from any beginning on, that never go back."""

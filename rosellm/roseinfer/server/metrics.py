@@ -26,7 +26,8 @@ from rosellm.roseinfer.server.loop_lag import LoopLag
 from rosellm.roseinfer.server.state_metrics import OWN, Source, State
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.server.generate import Delta, Job
+    from rosellm.roseinfer.server.delta import Delta
+    from rosellm.roseinfer.server.job import Job
 
 VLLM = "vllm:"
 LABELS = ["model_name"]

@@ -16,12 +16,14 @@ import rosellm
 from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.answer import Answer, Watcher
 from rosellm.roseinfer.server.call import Call
-from rosellm.roseinfer.server.generate import Answer, Job, Pipeline, Watcher
 from rosellm.roseinfer.server.grammars import Grammars
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.journal import Journal, Record
 from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.metrics import Metrics
+from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.answering import AnswerFields

@@ -8,10 +8,11 @@ from functools import partial
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
+from rosellm.roseinfer.server.answer import Answer
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.chat_choices import ChatChoices
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
-from rosellm.roseinfer.server.generate import Answer, Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.rendering import rendering
 from rosellm.roseinfer.server.schemas.chat import ChatRequest

@@ -8,11 +8,12 @@ from functools import partial
 
 from fastapi import APIRouter, Response
 
+from rosellm.roseinfer.server.answer import Answer
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.completion_choices import CompletionChoices
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
-from rosellm.roseinfer.server.generate import Answer, Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.schemas.completions import CompletionRequest
 from rosellm.roseinfer.server.schemas.responses import Completion, MaybeTimings

@@ -11,7 +11,7 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server.call import Call, Called
 from rosellm.roseinfer.server.collect import Tally, collect
-from rosellm.roseinfer.server.generate import Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.embeddings import EmbeddingRequest
