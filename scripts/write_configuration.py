@@ -90,7 +90,12 @@ nothing. Every answer to a limited key carries OpenAI's `x-ratelimit-limit-reque
 and the same for `-tokens`.
 
 The name is the tenant of the requests: keys do not share a prefix cache. `ROSELLM_API_KEY` has the
-name `default`. The file is read once, at the start.
+name `default`.
+
+On SIGHUP (`kill -HUP`, `systemctl reload` with `ExecReload=kill -HUP $MAINPID`) the file is read
+again, and connections stay as they are: a key that is gone is a 401 from then on, what runs is
+finished, and a name that stays keeps what it has used up. A file with a mistake changes nothing;
+the log says what is wrong with it. Without a key file, SIGHUP ends the server.
 
 ## Other spellings
 

@@ -72,12 +72,16 @@ class Watched(EngineListener):
         self.processes: list[Process] = []
         self._outcomes = list(outcomes)
         self.restarts = 0
+        self.explained = 0
         self.death = ""
         self.client = Supervisor(EngineConfig(), restarts, self._launch)  # type: ignore[arg-type]
 
     def _launch(self, config: EngineConfig) -> Process:
         self.processes.append(Process(config, self._outcomes.pop(0)))
         return self.processes[-1]
+
+    def on_loss(self) -> int:
+        return self.explained
 
     def on_restart(self) -> None:
         self.restarts += 1
@@ -183,6 +187,21 @@ def test_the_budget_is_of_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> N
             watched.processes[-1].die("gone")
             await watched.until(lambda count=count: watched.restarts == count)
         assert watched.death == ""
+        await watched.client.stop()
+
+    run(test())
+
+
+def test_deaths_that_are_explained_cost_nothing_of_the_budget() -> None:
+    async def test() -> None:
+        watched = Watched(*[READY] * 5, restarts=2)
+        await watched.start()
+        for count, explained in enumerate((0, 0, 2, 0), start=1):
+            watched.explained = explained
+            watched.processes[-1].die("gone")
+            await watched.until(lambda count=count: watched.restarts == count)
+        watched.processes[-1].die("gone for good")
+        await watched.until(lambda: watched.death)
         await watched.client.stop()
 
     run(test())

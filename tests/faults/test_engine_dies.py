@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from tests.e2e.conftest import Server, free_port, start_server
 
 TOKENS = 60
+POISON = Path(__file__).parent / "poison"
 
 
 def bodies(count: int) -> list[dict[str, Any]]:
@@ -129,6 +131,36 @@ def test_streams_go_on_with_a_new_engine(
     server.wait_until_idle()
     assert httpx.get(f"{server.url}/readyz").status_code == 200
     assert not Path(f"/proc/{first}").exists()
+
+
+@pytest.mark.slow
+def test_a_request_that_kills_engines_after_some_tokens_ends_alone(
+    launch: Callable[..., Server], model_folder: Path, undisturbed: list[dict[int, Any]]
+) -> None:
+    path = f"{POISON}:{os.environ.get('PYTHONPATH', '')}"
+    server = launch(str(model_folder), model="tiny-llama", PYTHONPATH=path)
+    fields = {"model": "tiny-llama", "prompt": "Once", "seed": 666, "max_tokens": 60}
+    poison = {**fields, "ignore_eos": True}
+    asking: list[threading.Thread] = []
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(httpx.post(f"{server.url}/v1/completions", json=poison, timeout=120))
+
+    def send() -> None:
+        asking.append(threading.Thread(target=ask))
+        asking[0].start()
+
+    assert asyncio.run(all_of(server, bodies(100)[:30], send)) == undisturbed[:30]
+    asking[0].join(60)
+    assert answers[0].status_code == 500
+    assert "died over this request" in answers[0].json()["error"]["message"]
+    engine = server.engine_pid()
+    ask()  # as a client does that tries again
+    assert answers[1].status_code == 500
+    assert server.engine_pid() == engine, "it was not even tried"
+    server.wait_until_idle()
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
 
 
 def test_a_stopped_engine_is_not_ready_within_a_second_and_then_is_again(

@@ -32,6 +32,7 @@ from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
 from rosellm.roseinfer.server.journal import Journal
 from rosellm.roseinfer.server.keys import Keys
+from rosellm.roseinfer.server.limits import Accounts
 from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
@@ -98,7 +99,11 @@ class FakeEngine:
 
     async def start(self, listener: EngineListener) -> Ready:
         self.on_outputs = listener.on_outputs
-        self.die, self.revive = listener.on_death, listener.on_restart
+        self.die, self.lose, self.restart = (
+            listener.on_death,
+            listener.on_loss,
+            listener.on_restart,
+        )
         return Ready(
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB,
@@ -117,6 +122,12 @@ class FakeEngine:
             self._task = asyncio.ensure_future(self._run(message))
         elif isinstance(message, Abort):
             self.aborted += message.ids
+
+    def revive(self) -> int:
+        """It has died, and there is another one. Returns how many deaths are explained."""
+        explained = self.lose()
+        self.restart()
+        return explained
 
     async def stop(self) -> None:
         pass
@@ -273,7 +284,7 @@ async def serving(
         journal=journal,
         **limits,
     )
-    app = create_app(service, api_key, keys=keys)
+    app = create_app(service, api_key, accounts=Accounts(keys) if keys else None)
     outermost = Cors(app, cors_origins) if cors_origins else app
     transport = httpx.ASGITransport(outermost, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -21,5 +21,13 @@ class EngineListener:
     def on_death(self, reason: str) -> None:
         """It has ended for good without having been stopped. Told once."""
 
+    def on_loss(self) -> int:
+        """It has died, and another one is to be started.
+
+        Returns how many deaths before this one are explained by what was sent to the engine, and
+        do not speak against it.
+        """
+        return 0
+
     def on_restart(self) -> None:
         """It serves again, and knows nothing of what it was sent before."""

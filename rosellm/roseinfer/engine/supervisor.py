@@ -115,6 +115,7 @@ class Supervisor:
         """A process has ended; only the present one's end is news."""
         if self._serving and client is self._client:
             self._serving, self._reason = False, reason
+            self._pay_back(self._listener.on_loss())
             self._tasks.append(asyncio.ensure_future(self._revive(reason)))
 
     async def _watch(self) -> None:
@@ -167,6 +168,11 @@ class Supervisor:
             return False
         self._begun.append(now)
         return True
+
+    def _pay_back(self, restarts: int) -> None:
+        """The latest so many are not counted any more."""
+        for _ in range(min(restarts, len(self._begun))):
+            self._begun.pop()
 
     async def _end(self, *, now: bool) -> None:
         """Let go of the present process, dead or not."""

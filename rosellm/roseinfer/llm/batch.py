@@ -78,7 +78,7 @@ async def _run(
     pipeline: Pipeline, gathered: Gathered, index: int, total: int, count: OnCount
 ) -> None:
     try:
-        with pipeline.generate([gathered.job]) as answer:
+        with await pipeline.generate([gathered.job]) as answer:
             read = len(gathered.job.prompt)
             async for delta in answer:
                 gathered.add(delta)

@@ -88,7 +88,7 @@ class Source:
             raise RequestError(f"a stream has one choice: n must be 1, not {job.n}", param="n")
         await window.enter(1)
         try:
-            return cls(pipeline.generate([job]), job, window)
+            return cls(await pipeline.generate([job]), job, window)
         except BaseException:
             window.leave(1)
             raise

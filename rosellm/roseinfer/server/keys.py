@@ -63,8 +63,8 @@ class Keys:
         """One key without limits, or none where it is empty."""
         return cls([Key(DEFAULT_NAME, digest(secret.encode()))] if secret else ())
 
-    def __bool__(self) -> bool:
-        return bool(self._keys)
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys)

@@ -28,7 +28,8 @@ class OpenRequest:
     ) -> None:
         self.answer = answer
         self._id = id
-        self._job = job
+        self.job = job
+        self._sent = False
         self._begun = False
         self._scored = 0  # prompt positions that have been told
         self._skip = 0  # those of them that a new engine tells once more
@@ -39,9 +40,15 @@ class OpenRequest:
     def finished(self) -> bool:
         return all(choice.finish for choice in self._choices)
 
-    def message(self, resumed: bool = False) -> Add:
+    @property
+    def progress(self) -> int:
+        """What has come of it so far: tokens, and scored positions of the prompt."""
+        return self._scored + sum(len(choice.tokens) for choice in self._choices)
+
+    def message(self) -> Add:
         """What an engine that does not know this request is told, answered so far or not."""
-        job, self._skip = self._job, self._scored
+        resumed, self._sent = self._sent, True
+        job, self._skip = self.job, self._scored
         open = [index for index, choice in enumerate(self._choices) if not choice.finish]
         begun = any(choice.tokens for choice in self._choices)
         params = replace(job.params, prompt_logprobs=None) if begun else job.params

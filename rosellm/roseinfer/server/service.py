@@ -147,6 +147,7 @@ class Service:
         ready, pipeline = self.ready, self.pipeline
         source = Source(
             lambda: pipeline.stats,
+            lambda: pipeline.step_sizes,
             lambda: pipeline.restarts,
             lambda: pipeline.engine_pid,
             build={
@@ -187,7 +188,7 @@ class Service:
         deadline = None if seconds is None else call.arrived + seconds
         return [replace(job, deadline=deadline) for job in jobs]
 
-    def answer(self, jobs: Sequence[Job], call: Call, timeout: float | None = None) -> Answer:
+    async def answer(self, jobs: Sequence[Job], call: Call, timeout: float | None = None) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``.
 
         Args:
@@ -202,15 +203,19 @@ class Service:
         watchers: list[Watcher] = [self.metrics.watch(jobs), call.timeline.watch(jobs)]
         if self.journal is not None:
             watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))
-        return self.begin(jobs, call.account, watchers)
+        return await self.begin(jobs, call.account, watchers)
 
-    def begin(
+    async def begin(
         self, jobs: Sequence[Job], account: Account, watchers: Sequence[Watcher] = ()
     ) -> Answer:
         """``Pipeline.generate`` for a tenant, whose tokens it takes."""
         spending = account.spend(sum(len(job.prompt) for job in jobs))
         own = [replace(job, tenant=account.tenant) for job in jobs]
-        return self.pipeline.generate(own, [*watchers, spending])
+        try:
+            return await self.pipeline.generate(own, [*watchers, spending])
+        except Exception as error:  # what is refused costs nothing
+            spending.see(error)
+            raise
 
     def timings(self, asked: AnswerFields, call: Call) -> MaybeTimings:
         """Where the request's time went so far, if it asks for that."""

@@ -35,7 +35,7 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     service.check_choices(1, body.choices)
     job = await _job(body, service, call.timeline)
     tally = Tally.of([job])
-    answer = service.answer([job], call, body.timeout)
+    answer = await service.answer([job], call, body.timeout)
     head = service.head("chatcmpl", body, call)
     choices = ChatChoices(body, job, job.reader(service.prompts.tokenizer))
     if body.stream:

@@ -27,7 +27,7 @@ async def generate(body: GenerateRequest, service: Served, call: Called) -> Resp
     service.check_generates(param=None)
     with call.timeline.during("tokenise"):
         job = await _job(body, service)
-    answer = service.answer([job], call, body.timeout)
+    answer = await service.answer([job], call, body.timeout)
     if body.stream:
         await answer.begin()
         return Streamed(answer, _text(answer), "text/plain")
