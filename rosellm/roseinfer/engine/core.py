@@ -27,7 +27,9 @@ from rosellm.roseinfer.messages import (
     RowError,
 )
 from rosellm.roseinfer.request import MAX_SEED
-from rosellm.roseinfer.scheduler import SEE_LOG, Scheduler
+from rosellm.roseinfer.scheduling.intake import SEE_LOG
+from rosellm.roseinfer.scheduling.limits import Limits
+from rosellm.roseinfer.scheduling.scheduler import Scheduler
 from rosellm.roseinfer.step import StepPlan, StepResult, WorkResult
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class EngineCore:
             requests.
         cache: block tables of the runner's cache.
         step_tokens: tokens in one step.
-        whole_prompts: see ``Scheduler``.
+        whole_prompts: see ``Limits``.
         vocabulary: loads what grammars need to know of the tokenizer, when one is needed.
     """
 
@@ -86,14 +88,16 @@ class EngineCore:
         self._longest = _longest(facts, cache, step_tokens, whole_prompts)
         self.scheduler = Scheduler(
             cache,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=step_tokens,
-            max_model_len=self._longest,
+            Limits(
+                sequences=config.max_num_seqs,
+                tokens=step_tokens,
+                length=self._longest,
+                draft=config.num_speculative_tokens,
+                whole_prompts=whole_prompts,
+            ),
             ageing=config.priority_ageing_s,
             clock=clock,
-            whole_prompts=whole_prompts,
             lookup=config.speculate == "ngram",
-            longest_draft=config.num_speculative_tokens,
             itl_target=None if config.itl_target_ms is None else config.itl_target_ms / 1000,
             output_weight=config.fair_output_weight,
         )

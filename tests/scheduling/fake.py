@@ -20,8 +20,9 @@ from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.messages import Add, FinishReason, Logprobs, Output, Pooled, Want
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.scheduler import Scheduler
-from rosellm.roseinfer.sequence import Sequence as Scheduled
+from rosellm.roseinfer.scheduling.limits import Limits
+from rosellm.roseinfer.scheduling.scheduler import Scheduler
+from rosellm.roseinfer.scheduling.sequence import Sequence as Scheduled
 from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work, WorkResult
 
 Fingerprint = int
@@ -301,14 +302,10 @@ class Harness:
         self.max_model_len = max_model_len or num_blocks * block_size
         self.scheduler = Scheduler(
             self.cache,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=budget,
-            max_model_len=self.max_model_len,
+            Limits(max_num_seqs, budget, self.max_model_len, longest_draft, whole_prompts),
             ageing=ageing,
             clock=lambda: self.now,
-            whole_prompts=whole_prompts,
             lookup=lookup,
-            longest_draft=longest_draft,
             itl_target=itl_target,
         )
         self.model = FakeModel(
@@ -383,11 +380,11 @@ class Harness:
 
     def submit(self) -> StepPlan:
         self.expire()
-        idle = [s for s in self.scheduler._running.values() if not s.in_flight]
+        idle = [s for s in self.scheduler.roster.running.values() if not s.in_flight]
         plan = self.scheduler.schedule()
         self._check_preemptions(idle)
         for work in plan.work:
-            sequence = self.scheduler._sequences[work.sequence]
+            sequence = self.scheduler.roster.sequences[work.sequence]
             self._sequences[work.sequence] = (sequence.request.id, sequence.choice)
         self._check_plan(plan)
         self.in_flight.append(Submitted(plan))
@@ -466,7 +463,7 @@ class Harness:
         """What holds when every request has been answered."""
         self.check()
         assert not self.scheduler.has_work
-        assert not self.scheduler._sequences
+        assert not self.scheduler.roster.sequences
         assert all(asked.over for asked in self.asked.values())
         assert all(pool.used == 0 for pool in self.pools)
         self.cache.flush()
@@ -483,10 +480,10 @@ class Harness:
 
     def _check_preemptions(self, idle: Iterable[Scheduled]) -> None:
         """No urgent one yields, within a tenant; nor one of the least served tenant to another."""
-        running = self.scheduler._running
+        running = self.scheduler.roster.running
         preempted = [s for s in idle if s.number not in running]
         kept = [s for s in idle if s.number in running]
-        left = {s.tenant for s in self.scheduler._sequences.values() if not s.finished}
+        left = {s.tenant for s in self.scheduler.roster.sequences.values() if not s.finished}
         for gone in preempted:
             own = [s for s in kept if s.tenant is gone.tenant]
             assert all(s.rank < gone.rank for s in own), "an urgent one yields"
@@ -494,10 +491,10 @@ class Harness:
             assert served_less or all(s.urgency < gone.urgency for s in kept), "it was its turn"
 
     def _check_plan(self, plan: StepPlan) -> None:
-        assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
-        assert len(plan.work) <= self.scheduler.max_num_seqs
+        assert plan.num_tokens <= self.scheduler.limits.tokens
+        assert len(plan.work) <= self.scheduler.limits.sequences
         rows = sum(len(work.logits) for work in plan.work)
-        assert rows <= max(self.scheduler.max_num_seqs, 1 + self.model.longest_draft)
+        assert rows <= max(self.scheduler.limits.sequences, 1 + self.model.longest_draft)
         assert len({work.sequence for work in plan.work}) == len(plan.work)
         for work in plan.work:
             asked = self.asked[self._sequences[work.sequence][0]]
