@@ -80,6 +80,7 @@ sha256 = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
 | `requests_per_minute` | requests, of any kind, that it may make |
 | `tokens_per_minute` | tokens of prompts and answers |
 | `max_concurrent` | requests at one time |
+| `share` | of the engine's time beside others, 0.01 to 100; 1 if left out, 2 is twice as much |
 
 A limit that is left out does not exist. Requests and tokens flow back at an even rate, up to one
 minute's worth. A prompt's tokens, cached ones too, are taken when it is admitted and an answer's as

@@ -329,7 +329,7 @@ def test_other_keys_may_come_while_requests_go_on() -> None:
         Keys(
             [
                 Key("stays", digest(b"one"), KeyLimits(tokens_per_minute=30, max_concurrent=1)),
-                Key("turns", digest(b"another")),
+                Key("turns", digest(b"another"), share=2.0),
                 Key("comes", digest(b"two"), KeyLimits(requests_per_minute=1)),
             ]
         )
@@ -344,6 +344,7 @@ def test_other_keys_may_come_while_requests_go_on() -> None:
     stays.enter(spends=True)
     assert accounts.of(b"three") is None
     assert accounts.of(b"another") is turns
+    assert turns.share == 2.0
     turns.enter(spends=False)
     assert accounts.of(b"two") is not goes
     goes.leave()
@@ -361,6 +362,18 @@ def test_a_limit_of_requests_at_one_time() -> None:
             server.engine.script = says("x")
             assert (await ask(server, "one")).status_code == 200
             assert (await ask(server, "one")).status_code == 200
+
+    asyncio.run(test())
+
+
+def test_the_share_of_the_key_goes_along() -> None:
+    async def test() -> None:
+        keys = Keys([Key("alice", digest(b"one"), share=2.5), Key("bob", digest(b"two"))])
+        async with serving(says("x"), keys=keys) as server:
+            for key in ("one", "two"):
+                server.client.headers["authorization"] = f"Bearer {key}"
+                await server.chat()
+            assert [add.share for add in server.engine.added] == [2.5, 1.0]
 
     asyncio.run(test())
 

@@ -28,6 +28,7 @@ class Job:
         grammar: what the answer must match, see ``Add``.
         prediction: token ids that its answers may turn out to be.
         tenant: who asks, see ``Add``.
+        share: see ``Add``.
         deadline: see ``Add``.
     """
 
@@ -45,6 +46,7 @@ class Job:
     grammar: str = ""
     prediction: list[int] = field(default_factory=list)
     tenant: str = ""
+    share: float = 1.0
     deadline: float | None = None
 
     def reader(self, tokenizer: Tokenizer) -> Tokenizer:

@@ -88,10 +88,11 @@ class Account:
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
         self._open = 0
-        self.limit(KeyLimits() if key is None else key.limits)
+        self.hold_to(KeyLimits() if key is None else key.limits, 1.0 if key is None else key.share)
 
-    def limit(self, limits: KeyLimits) -> None:
-        """Hold it to these from now on; what it has used up stays used up."""
+    def hold_to(self, limits: KeyLimits, share: float) -> None:
+        """What it is granted from now on; what it has used up stays used up."""
+        self.share = share
         self._requests = self._bucket(self._requests, limits.requests_per_minute)
         self._tokens = self._bucket(self._tokens, limits.tokens_per_minute)
         self._most_open = limits.max_concurrent
@@ -212,7 +213,7 @@ class Accounts:
     def _account(self, present: Account | None, key: Key) -> Account:
         if present is None:
             return Account(key, self._clock)
-        present.limit(key.limits)
+        present.hold_to(key.limits, key.share)
         return present
 
     def of(self, sent: bytes) -> Account | None:

@@ -61,6 +61,7 @@ class OpenRequest:
             if begun
             else [],
             tenant=job.tenant,
+            share=job.share,
             priority=job.priority,
             cache_salt=job.cache_salt,
             want=job.want,

@@ -210,7 +210,7 @@ class Service:
     ) -> Answer:
         """``Pipeline.generate`` for a tenant, whose tokens it takes."""
         spending = account.spend(sum(len(job.prompt) for job in jobs))
-        own = [replace(job, tenant=account.tenant) for job in jobs]
+        own = [replace(job, tenant=account.tenant, share=account.share) for job in jobs]
         try:
             return await self.pipeline.generate(own, [*watchers, spending])
         except Exception as error:  # what is refused costs nothing
