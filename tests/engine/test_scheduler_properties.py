@@ -23,6 +23,7 @@ from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.request import SamplingParams
 from tests.engine.fake import END, Asked, Harness, alone
 from tests.engine.test_scheduler import letters as letters_of
+from tests.examples import examples
 
 LETTERS = st.one_of([st.lists(st.integers(0, 1), min_size=1, max_size=most) for most in (3, 6, 24)])
 WHICH = st.integers(0, 30)
@@ -252,7 +253,7 @@ def hold(max_examples: int, steps: int) -> None:
 
 
 def test_promises_hold() -> None:
-    hold(max_examples=150, steps=50)
+    hold(max_examples=examples(150), steps=50)
 
 
 @pytest.mark.slow
@@ -274,7 +275,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     arrivals=ARRIVALS,
     victim=st.sampled_from("abcz"),
