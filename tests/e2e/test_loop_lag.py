@@ -19,6 +19,10 @@ WORDS = "the quick brown fox, née Zorro, jumps over the lazy dog and 1234 other
 LONG = (WORDS * (1 + (1 << 20) // len(WORDS)))[: 1 << 20]
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose context is so long that a megabyte has to be tokenised to be refused."""
@@ -58,9 +62,9 @@ def late(server: Server, body: dict[str, Any], path: str) -> tuple[int, httpx.Re
         ("/v1/completions", {"prompt": LONG}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
         ("/v1/completions", {"prompt": [1] * (1 << 19)}),
-        ("/v1/completions", {"prompt": ["a", *[1] * (1 << 18)]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 8 * WORDS}] * 1700}),
-        ("/v1/embeddings", {"input": LONG}),
+        slow("/v1/completions", {"prompt": ["a", *[1] * (1 << 18)]}),
+        slow("/v1/chat/completions", {"messages": [{"role": "user", "content": 8 * WORDS}] * 1700}),
+        slow("/v1/embeddings", {"input": LONG}),
         ("/tokenize", {"prompt": LONG}),
     ],
     ids=["completion", "chat", "ids", "mistakes", "messages", "embedding", "tokenize"],
