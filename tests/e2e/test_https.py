@@ -19,7 +19,7 @@ from tests.e2e.conftest import START_TIMEOUT_S, Server, free_port
 
 FILES = Path(__file__).parents[1] / "data" / "tls"
 CERT, KEY = FILES / "cert.pem", FILES / "key.pem"
-RECEIPT_S = 1.5
+RECEIPT_S = 0.8
 CONNECTIONS = 20
 
 

@@ -19,6 +19,10 @@ WORDS = "the quick brown fox, née Zorro, jumps over the lazy dog and 1234 other
 LONG = (WORDS * (1 + (1 << 20) // len(WORDS)))[: 1 << 20]
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose context is so long that a megabyte has to be tokenised to be refused."""
@@ -69,9 +73,9 @@ def in_time(server: Server, fields: dict[str, Any], path: str) -> httpx.Response
         ("/v1/completions", {"prompt": LONG}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
         ("/v1/completions", {"prompt": [1] * ((1 << 18) - 9)}),
-        ("/v1/completions", {"prompt": ["a", *[1] * (1 << 17)]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 8 * WORDS}] * 1700}),
-        ("/v1/embeddings", {"input": LONG}),
+        slow("/v1/completions", {"prompt": ["a", *[1] * (1 << 17)]}),
+        slow("/v1/chat/completions", {"messages": [{"role": "user", "content": 8 * WORDS}] * 1700}),
+        slow("/v1/embeddings", {"input": LONG}),
         ("/tokenize", {"prompt": LONG}),
     ],
     ids=["completion", "chat", "ids", "mistakes", "messages", "embedding", "tokenize"],
@@ -91,9 +95,9 @@ def test_a_long_prompt_holds_the_loop_up_for_less_than_50_ms(
     ("prompt", "what"),
     [
         ([1] * 2_700_000, "262144 values"),
-        ([[1]] * 1_300_000, "50000 members"),
+        slow([[1]] * 1_300_000, "50000 members"),
         (["a"] * 1_300_000, "131072 texts"),
-        (['\\"' * 50] * 20_000 + [None] * 300_000, "262144 values"),
+        slow(['\\"' * 50] * 20_000 + [None] * 300_000, "262144 values"),
     ],
     ids=["ids", "lists", "texts", "escapes"],
 )

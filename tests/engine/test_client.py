@@ -135,7 +135,7 @@ def requests() -> list[Add]:
 # -- the same answers -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_process_answers_as_a_thread_does(model: Path, dtype: str) -> None:
     config = engine_config(model, dtype=dtype, max_num_batched_tokens=64, max_num_seqs=4)
 
@@ -229,7 +229,10 @@ def test_an_engine_can_be_stopped_while_it_loads(model: Path, started: bool) -> 
 # -- a bad end --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loop", "busy"), [("asyncio", False), ("uvloop", True)])
+@pytest.mark.parametrize(
+    ("loop", "busy"),
+    [pytest.param("asyncio", False, marks=pytest.mark.slow), ("uvloop", True)],
+)
 def test_a_killed_engine_is_noticed(model: Path, busy: bool, loop: str) -> None:
     async def kill() -> None:
         client = ProcessClient(engine_config(model))

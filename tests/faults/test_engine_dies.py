@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Server, free_port, start_server
+from tests.e2e.conftest import Server, free_port
 
 TOKENS = 60
 POISON = Path(__file__).parent / "poison"
@@ -106,12 +106,8 @@ def kill(server: Server, number: signal.Signals) -> Callable[[], None]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model_folder: Path) -> list[dict[int, Any]]:
-    running = start_server(str(model_folder), model="tiny-llama")
-    try:
-        return asyncio.run(all_of(running, bodies(100)))
-    finally:
-        assert running.stop() == 0
+def undisturbed(server: Server) -> list[dict[int, Any]]:
+    return asyncio.run(all_of(server, bodies(100)))
 
 
 @pytest.mark.parametrize(
@@ -163,10 +159,7 @@ def test_a_request_that_kills_engines_after_some_tokens_ends_alone(
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 
 
-def test_a_stopped_engine_is_not_ready_within_a_second_and_then_is_again(
-    launch: Callable[..., Server], model_folder: Path
-) -> None:
-    server = launch(str(model_folder), model="tiny-llama")
+def test_a_stopped_engine_is_not_ready_within_a_second_and_then_is_again(server: Server) -> None:
     engine = server.engine_pid()
     os.kill(engine, signal.SIGSTOP)
     stopped = time.monotonic()
@@ -202,9 +195,11 @@ def test_sigterm_under_load_loses_nothing(
 ) -> None:
     server = launch(str(model_folder), model="tiny-llama")
     asked = bodies(100)[:30]
+    engine = server.engine_pid()
     answers = asyncio.run(all_of(server, asked, server.process.terminate))
     assert answers == undisturbed[:30]
     assert server.process.wait(20) == 0
+    assert not Path(f"/proc/{engine}").exists()
 
 
 def test_it_listens_at_once_and_tells_how_far_it_is(model_folder: Path) -> None:
@@ -216,6 +211,7 @@ def test_it_listens_at_once_and_tells_how_far_it_is(model_folder: Path) -> None:
         deadline = time.monotonic() + 60
         while not seen or seen[-1][0] != 200:
             assert time.monotonic() < deadline
+            time.sleep(0.02)  # it has the processor for its start
             try:
                 answer = httpx.get(f"http://127.0.0.1:{port}/readyz")
             except httpx.TransportError:
