@@ -39,7 +39,7 @@ test: $(DEV) $(NATIVE) ## run the tests: CPU, offline, quick
 	$(BIN)/python -m pytest $(ARGS)
 
 test-full: $(DEV) $(NATIVE) ## run the slow tests too
-	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+	TESTS_THOROUGH=1 $(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
 
 fuzz: $(DEV) $(NATIVE) ## send requests made at random: make fuzz [FUZZ_CASES=1000000] [FUZZ_SEED=7]
 	FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -s -o timeout=0 $(ARGS)

@@ -29,6 +29,7 @@ from benchmarks.fake_engine import VOCAB_SIZE, FakeRunner, add, fake_core
 from rosellm.bench import loop
 from rosellm.bench.stats import milliseconds
 from rosellm.roseinfer.engine.client import ProcessClient
+from rosellm.roseinfer.engine.listener import EngineListener
 from rosellm.roseinfer.messages import Add, Outputs
 
 ROOT = Path(__file__).parents[1]
@@ -110,31 +111,36 @@ class _FakeClient(ProcessClient):
             return FakeRunner(**json.loads(pipe.readline()))
 
 
+class _Clock(EngineListener):
+    """When the rows of each step arrive, until every request has had its last."""
+
+    def __init__(self, requests: int) -> None:
+        self.arrivals: dict[int, float] = {}
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unfinished = requests
+
+    def on_outputs(self, outputs: Outputs) -> None:
+        self.arrivals[outputs.stats.steps] = time.perf_counter()
+        self._unfinished -= sum(row.last for row in outputs.rows)
+        if not self._unfinished:
+            self.finished.set_result(None)
+
+    def on_death(self, reason: str) -> None:
+        self.finished.set_exception(RuntimeError(reason))
+
+
 async def _across_processes(adds: list[Add]) -> tuple[list[float], list[float]]:
     """Gaps in the engine process, and how long rows take to reach this one."""
-    arrivals: dict[int, float] = {}
-    unfinished = len(adds)
-    finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_outputs(outputs: Outputs) -> None:
-        nonlocal unfinished
-        arrivals[outputs.stats.steps] = time.perf_counter()
-        unfinished -= sum(row.last for row in outputs.rows)
-        if not unfinished:
-            finished.set_result(None)
-
-    def on_death(reason: str) -> None:
-        finished.set_exception(RuntimeError(reason))
-
+    clock = _Clock(len(adds))
     client = _FakeClient(PACE_S, adds[0].params.max_tokens)
-    await client.start(on_progress=lambda _: None, on_outputs=on_outputs, on_death=on_death)
+    await client.start(clock)
     try:
         for message in adds:
             client.send(message)
-        await finished
+        await clock.finished
         runner = await asyncio.to_thread(client.times)
     finally:
         await client.stop()
     noted = range(WARM, len(runner.left))
-    delivery = [arrivals[step + 1] - runner.left[step] for step in noted]
+    delivery = [clock.arrivals[step + 1] - runner.left[step] for step in noted]
     return _decoding(runner, len(adds)), delivery

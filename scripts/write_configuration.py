@@ -80,6 +80,7 @@ sha256 = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
 | `requests_per_minute` | requests, of any kind, that it may make |
 | `tokens_per_minute` | tokens of prompts and answers |
 | `max_concurrent` | requests at one time |
+| `share` | of the engine's time beside others, 0.01 to 100; 1 if left out, 2 is twice as much |
 
 A limit that is left out does not exist. Requests and tokens flow back at an even rate, up to one
 minute's worth. A prompt's tokens, cached ones too, are taken when it is admitted and an answer's as
@@ -90,7 +91,12 @@ nothing. Every answer to a limited key carries OpenAI's `x-ratelimit-limit-reque
 and the same for `-tokens`.
 
 The name is the tenant of the requests: keys do not share a prefix cache. `ROSELLM_API_KEY` has the
-name `default`. The file is read once, at the start.
+name `default`.
+
+On SIGHUP (`kill -HUP`, `systemctl reload` with `ExecReload=kill -HUP $MAINPID`) the file is read
+again, and connections stay as they are: a key that is gone is a 401 from then on, what runs is
+finished, and a name that stays keeps what it has used up. A file with a mistake changes nothing;
+the log says what is wrong with it. Without a key file, SIGHUP ends the server.
 
 ## Other spellings
 

@@ -23,8 +23,9 @@ together.
 
 Names and meanings are vLLM's where vLLM has such a metric: it is then there twice, as
 `rosellm:NAME` and as `vllm:NAME`, so that dashboards and gateways made for vLLM work as they are.
-The others are there under `rosellm:` alone. Every one has the label `model_name`, and no label ever
-holds anything of a request, a key or a client.
+The others are there under `rosellm:` alone. Every one has the labels `model_name` and, as vLLM's
+have, `engine`, which is always `0` here. No label ever holds anything of a request, a key or a
+client.
 
 `deploy/grafana/rosellm.json` is a Grafana dashboard of these.
 
@@ -99,7 +100,7 @@ def exported() -> list[Metric]:
 
 def _labels(family: Metric) -> str:
     names = {name for sample in family.samples for name in sample.labels}
-    return ", ".join(f"`{name}`" for name in sorted(names - {"model_name", "le"}))
+    return ", ".join(f"`{name}`" for name in sorted(names - {"model_name", "engine", "le"}))
 
 
 if __name__ == "__main__":

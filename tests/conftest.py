@@ -7,16 +7,22 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.audit import rules
 from tests.audit.expected import expected
 
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Server
+
 # Before torch is imported: waiting OpenMP threads sleep, so that tests keep their pace beside
 # other work (see engine/client.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Nobody beyond this machine is asked, so no httpx client need read everyone's certificates: that
+# takes 60 ms each time. A test that is marked network would have to take this back.
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "data" / "tls" / "cert.pem")
 
 
 class _Audit:
@@ -98,3 +104,44 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return folder
+
+
+# A server takes seconds to start. Of those without options there is one for all tests that leave
+# it as it was; who breaks one starts another.
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small random model with a real tokenizer."""
+    from tests.e2e.conftest import write_tokenizer
+    from tests.tiny_models import write_llama
+
+    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
+    folder.mkdir()
+    size = write_tokenizer(folder / "tokenizer.json")
+    return write_llama(
+        folder,
+        vocab_size=size,
+        hidden_size=64,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def server(model_folder: Path) -> Iterator[Server]:
+    from tests.e2e.conftest import start_server
+
+    running = start_server(str(model_folder), model="tiny-llama")
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Server]:
+    from tests.e2e.conftest import start_server
+
+    running = start_server(model="rosellm-demo")
+    yield running
+    assert running.stop() == 0

@@ -60,6 +60,7 @@ TORCH_LEVELS = {2, 3, 4, 6, 7}
 # besides every module of the other levels
 TORCH_FREE = {
     "rosellm.roseinfer.engine.client",
+    "rosellm.roseinfer.engine.listener",
     "rosellm.roseinfer.engine.pace",
     "rosellm.roseinfer.engine.supervisor",
     "rosellm.roseinfer.kernels.cpu.build",

@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 Facts = Iterator[tuple[str, str]]
 
 EXAMPLES = """\
-The flags are those of rosellm serve, which goes by the same arithmetic: what does not fit is
-refused there before anything is loaded. The peak is counted with every block of the KV cache
-written; the cache takes memory as tokens come, so a server that was just started shows less.
+The settings are those of rosellm serve, from flags, ROSELLM_ variables and --config alike. It goes
+by the same arithmetic: what does not fit is refused there before anything is loaded. The peak is
+counted with every block of the KV cache written; the cache takes memory as tokens come, so a server
+that was just started shows less.
 Exit code 0: it fits. 1: it does not; what would is said.
 
 examples:
   rosellm plan path/to/my-llama
   rosellm plan path/to/my-llama --quantization int8 --max-model-len 8192
   rosellm plan org/name --memory-gb 16 --json
+  rosellm plan --config server.toml
 """
 
 _GIB = 1 << 30
@@ -47,6 +49,7 @@ def add_flags(command: flags.Parser) -> None:
     command.usage = "%(prog)s [MODEL] [options]"
     command.epilog = EXAMPLES
     flags.add_model(command)
+    flags.add_config_file(command)
     for config in (ModelConfig, CacheConfig, SchedulerConfig):
         flags.add_group(command, config)
     group = command.add_argument_group("Plan")
@@ -72,12 +75,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RosellmError: there is no such model, or the flags cannot be met on any machine.
     """
-    given = vars(args)
-    asked = EngineConfig(
-        model=flags.model_config(given),
-        cache=flags.build(CacheConfig, given),
-        scheduler=flags.build(SchedulerConfig, given),
-    )
+    asked = flags.engine_config(flags.settings_of(vars(args)))
     flags.check_sources(asked.model)
     config = replace(asked, model=with_local_description(asked.model))
     told = _plan(config, args.memory_gb)

@@ -148,7 +148,7 @@ async def answered(service: Service, logged: Logged) -> list[list[int]]:
     """The token ids of each choice, made anew."""
     from rosellm.roseinfer.server.collect import Tally, collect
 
-    answer = service.pipeline.generate(logged.jobs)
+    answer = await service.pipeline.generate(logged.jobs)
     return [whole.ids for whole in await collect(answer, Tally.of(logged.jobs))]
 
 

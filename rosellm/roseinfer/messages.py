@@ -38,7 +38,7 @@ class Add(msgspec.Struct, tag="add"):
         prompt: token ids, at least one.
         n: number of choices, sampled independently.
         generated: for resumption, the tokens each choice has already produced.
-        tenant: who asks; tenants share the engine's time equally. Part of the prefix cache's key.
+        tenant: who asks; tenants share the engine's time. Part of the prefix cache's key.
         priority: within a tenant, lower is served earlier; waiting outweighs it in time.
         deadline: when it ends with an error at the latest, by ``time.monotonic``, which is the
             same for all processes of a machine; or None.
@@ -49,6 +49,7 @@ class Add(msgspec.Struct, tag="add"):
         prediction: token ids that the answers may turn out to be; drafts are taken from it.
         choices: those of the ``n`` that are still to be answered, when resumed; none means all.
         resumed: whether an engine had it before, so that no queue is too full for it.
+        share: of the engine's time that its tenant gets; most have 1.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Add(msgspec.Struct, tag="add"):
     prediction: list[int] = []
     choices: list[int] = []
     resumed: bool = False
+    share: float = 1.0
 
     @property
     def wanted(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import socket
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from rosellm import cli
 from tests.bench.fake_server import FakeServer, running
 from tests.commands.terminal import ROSELLM, Terminal, terminal
 from tests.e2e.conftest import Server, write_tokenizer
@@ -119,7 +122,10 @@ def test_a_script(home: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_what_cannot_be_done_is_one_line() -> None:
+def test_what_cannot_be_done_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process; scripts that end so are above and below."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -132,21 +138,26 @@ def test_what_cannot_be_done_is_one_line() -> None:
             (["--model", "gpt"], "--url"),
             (["--tokenizer", "./x"], "which model?"),
         ):
-            done = piped(*args, text="hi\n")
-            assert done.returncode == 2
-            assert done.stdout == ""
-            (line,) = done.stderr.splitlines()
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+            assert cli.main(["chat", *args]) == 2
+            shown = capsys.readouterr()
+            assert shown.out == ""
+            (line,) = shown.err.splitlines()
             assert line.startswith("error: ")
             assert says in line
 
 
-def test_an_encoder_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+def test_an_encoder_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     size = write_tokenizer(tmp_path / "tokenizer.json")
     folder = write_bert(tmp_path / "encoder", {**BERT, "vocab_size": size})
     (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
-    done = piped(str(folder), text="")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "error: 'encoder' is an embedding model" in done.stderr
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert cli.main(["chat", str(folder)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "error: 'encoder' is an embedding model" in shown.err
 
 
 def test_a_model_of_ones_own(model_folder: Path) -> None:

@@ -24,15 +24,16 @@ SEEDED = {"max_tokens": 12, "temperature": 0.9, "seed": 7, "stop": ["zz", "qq"]}
 SEEDED_FLAGS = ["--max-tokens=12", "--temperature=0.9", "--seed=7", "--stop=zz", "--stop=qq"]
 
 
-def test_it_says_what_the_server_says(server: Server, model_folder: Path) -> None:
+def test_it_says_what_the_server_says(
+    server: Server, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = {"model": server.model, "prompt": PROMPT, "n": 2, **SEEDED}
     answer = httpx.post(f"{server.url}/v1/completions", json=body).json()
     texts = [choice["text"] for choice in answer["choices"]]
 
     flags = [str(model_folder), PROMPT, *SEEDED_FLAGS]
-    done = subprocess.run([*GENERATE, *flags, "--json", "--n", "2"], capture_output=True, text=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, done.stderr
+    assert cli.main(["generate", *flags, "--json", "--n", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["text"] for line in lines] == texts
     assert [line["index"] for line in lines] == [0, 1]
     assert [line["finish_reason"] for line in lines] == [

@@ -240,6 +240,39 @@ class TestCommand:
         assert code in (1, 2)
         assert says in captured.err + captured.out
 
+    def test_settings_come_from_where_serve_has_them(
+        self, capsys: Show, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "server.toml"
+        file.write_text(
+            f"model = '{llama}'\ndevice = 'cpu'\nmax_num_seqs = 5\nblock_size = 8\nport = 8001\n"
+        )
+        monkeypatch.setenv("ROSELLM_MAX_NUM_SEQS", "4")
+        monkeypatch.setenv("ROSELLM_BLOCK_SIZE", "32")
+
+        def plan(*flags: str) -> Any:
+            assert cli.main(["plan", "--json", *flags]) == 0
+            return json.loads(capsys.readouterr().out)
+
+        told = plan(f"--config={file}")
+        assert (told["model"], told["block_size"]) == (str(llama), 32)
+        assert max(each["requests"] for each in told["concurrency"]) == 4
+        assert plan(f"--config={file}", "--block-size=16")["block_size"] == 16
+        monkeypatch.setenv("ROSELLM_CONFIG", str(file))
+        monkeypatch.delenv("ROSELLM_BLOCK_SIZE")
+        assert plan()["block_size"] == 8
+
+    def test_a_setting_that_is_none_is_refused(
+        self, capsys: Show, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "server.toml"
+        file.write_text("max_num_sequences = 5\n")
+        assert cli.main(["plan", str(llama), f"--config={file}"]) == 2
+        assert "max_num_sequences" in capsys.readouterr().err
+        monkeypatch.setenv("ROSELLM_MAX_NUM_SEQS", "many")
+        assert cli.main(["plan", str(llama)]) == 2
+        assert "ROSELLM_MAX_NUM_SEQS" in capsys.readouterr().err
+
     def test_no_weights_are_needed(self, capsys: Show, llama: Path) -> None:
         (llama / "model.safetensors").unlink()
         assert cli.main(["plan", str(llama), "--device=cpu", "--json"]) == 0

@@ -5,12 +5,16 @@ in a shell, ``python`` as a program, both in a folder that holds a tiny model ``
 and beside a server of the demo model. A line above a block may say otherwise:
 ``<!-- not run: REASON -->`` exempts it, ``<!-- file: NAME -->`` makes it a file for later blocks.
 Blocks without a language are pictures.
+
+Those that load a model or train one take seconds each: they run with the slow tests, but for one
+of each language. Whether their commands can be read at all is seen here too.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +24,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Server, start_server, write_tokenizer
+from rosellm import cli
+from tests.e2e.conftest import Server, write_tokenizer
 from tests.tiny_models import write_llama
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +37,8 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 PROGRAMS = {"bash": ["bash", "-euc"], "python": [sys.executable, "-c"]}
+LOADS = re.compile(r"\bLLM\(|^rosellm ", re.MULTILINE)
+QUICK_ALL_THE_SAME = ('LLM("my-llama", dtype="float32"', "rosellm quantize my-llama")
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,42 @@ RUN = [block for block in ALL if block.note is None]
 FILES = [block for block in ALL if block.note == "file"]
 
 
+def is_slow(block: Block) -> bool:
+    loads = LOADS.search(block.code) is not None
+    return loads and not any(words in block.code for words in QUICK_ALL_THE_SAME)
+
+
+TO_RUN = [
+    pytest.param(block, id=str(block), marks=[pytest.mark.slow] if is_slow(block) else [])
+    for block in RUN
+]
+
+
 def test_there_are_blocks_of_each_language_to_run() -> None:
     assert {block.language for block in RUN} == set(PROGRAMS)
     assert len(RUN) >= 8
+    for language in PROGRAMS:
+        of_it = [block for block in RUN if block.language == language and LOADS.search(block.code)]
+        assert sum(not is_slow(block) for block in of_it) == 1
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{block}: {line[:40]}")
+    for block in RUN
+    if block.language == "bash"
+    for line in block.code.replace("\\\n", " ").splitlines()
+    if line.startswith("rosellm ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_can_be_read(line: str) -> None:
+    cli.parser().parse_args(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("block", [each for each in RUN if each.language == "python"], ids=str)
+def test_a_program_can_be_read(block: Block) -> None:
+    compile(block.code, str(block), "exec")
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +119,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    running = start_server(model="rosellm-demo")
-    yield running
-    assert running.stop() == 0
-
-
-@pytest.mark.parametrize("block", RUN, ids=str)
-def test_block_runs(block: Block, folder: Path, server: Server) -> None:
+@pytest.mark.parametrize("block", TO_RUN)
+def test_block_runs(block: Block, folder: Path, demo: Server) -> None:
     assert block.language in PROGRAMS, f"{block}: no idea how to run {block.language!r}"
     if "curl" in block.code and shutil.which("curl") is None:
         pytest.skip("there is no curl here")
-    code = block.code.replace(ADDRESS, f"127.0.0.1:{server.port}")
+    code = block.code.replace(ADDRESS, f"127.0.0.1:{demo.port}")
     scripts = str(Path(sys.executable).parent)
     environment = {
         **os.environ,

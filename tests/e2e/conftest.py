@@ -1,4 +1,4 @@
-"""A real server process over a small random model with a real tokenizer."""
+"""Real server processes: how they are started, asked and stopped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import httpx
 import pytest
 from openai import OpenAI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from tests.tiny_models import write_llama
 
 START_TIMEOUT_S = 60.0
 
@@ -97,7 +95,8 @@ def start_server(
             if httpx.get(f"{server.url}/health").status_code == 200:
                 return server
         except httpx.TransportError:
-            time.sleep(0.05)
+            pass
+        time.sleep(0.05)  # it has the processor for its start
     process.kill()
     raise AssertionError(f"the server did not come up (exit code {process.wait()})")
 
@@ -119,30 +118,9 @@ def write_tokenizer(path: Path) -> int:
     return size
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("e2e") / "tiny-llama"
-    folder.mkdir()
-    size = write_tokenizer(folder / "tokenizer.json")
-    write_llama(
-        folder,
-        vocab_size=size,
-        hidden_size=64,
-        max_position_embeddings=512,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return folder
-
-
-@pytest.fixture(scope="session")
-def server(model_folder: Path) -> Iterator[Server]:
-    running = start_server(str(model_folder), model="tiny-llama")
-    yield running
-    assert running.stop() == 0
-
-
-@pytest.fixture(scope="session", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="session", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def server_of_each_dtype(
     request: pytest.FixtureRequest, model_folder: Path, server: Server
 ) -> Iterator[Server]:

@@ -58,17 +58,14 @@ def test_serve_without_a_model_answers_the_first_request() -> None:
     assert told in said
 
 
-def test_chat_without_a_model() -> None:
-    done = subprocess.run(
-        [*ROSELLM, "chat", "--max-tokens=8", "--temperature=0"],
-        input="Hello!\nWho are you?\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stdout.splitlines() if line.strip()]) >= 2
-    assert done.stderr.splitlines()[0] == NOTE
+def test_chat_without_a_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello!\nWho are you?\n")))
+    assert cli.main(["chat", "--max-tokens=8", "--temperature=0"]) == 0
+    shown = capsys.readouterr()
+    assert len([line for line in shown.out.splitlines() if line.strip()]) >= 2
+    assert shown.err.splitlines()[0] == NOTE
 
 
 def test_generate_without_a_model_takes_its_text_from_a_pipe(

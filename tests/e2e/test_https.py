@@ -19,7 +19,8 @@ from tests.e2e.conftest import START_TIMEOUT_S, Server, free_port
 
 FILES = Path(__file__).parents[1] / "data" / "tls"
 CERT, KEY = FILES / "cert.pem", FILES / "key.pem"
-RECEIPT_S = 1.5
+RECEIPT_S = 0.8
+CONNECTIONS = 20
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,11 @@ def trusted() -> ssl.SSLContext:
 def secure(model_folder: Path, log: Path, trusted: ssl.SSLContext) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "rosellm.roseinfer.server", str(model_folder)]
-    flags = [f"--port={port}", f"--request-timeout-s={RECEIPT_S}"]
+    flags = [
+        f"--port={port}",
+        f"--request-timeout-s={RECEIPT_S}",
+        f"--max-connections={CONNECTIONS}",
+    ]
     files = {"ROSELLM_TLS_CERT": str(CERT), "ROSELLM_TLS_KEY": str(KEY)}
     with log.open("wb") as stderr:
         process = subprocess.Popen([*command, *flags], stderr=stderr, env={**os.environ, **files})
@@ -47,7 +52,8 @@ def secure(model_folder: Path, log: Path, trusted: ssl.SSLContext) -> Iterator[S
         time.sleep(0.05)
     running = Server(process, port, "tiny-llama")
     yield running
-    assert running.stop() == 0
+    with socket.create_connection(("127.0.0.1", port)):  # a handshake that is not waited for
+        assert running.stop() == 0
 
 
 def is_ready(port: int, trusted: ssl.SSLContext) -> bool:
@@ -98,6 +104,45 @@ def test_the_edge_refuses_here_too(secure: Server, trusted: ssl.SSLContext) -> N
             connection.sendall(sent)
             assert drained(connection).startswith(b"HTTP/1.1 %d " % status)
     assert is_ready(secure.port, trusted)
+
+
+def open_files(server: Server) -> int:
+    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+
+def test_a_handshake_that_is_not_finished_in_time_is_hung_up_on(
+    secure: Server, trusted: ssl.SSLContext
+) -> None:
+    before = open_files(secure)
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # of a longer first message
+    for sent in (b"", hello):
+        with socket.create_connection(("127.0.0.1", secure.port), timeout=20) as connection:
+            connection.sendall(sent)
+            begun = time.monotonic()
+            assert drained(connection) == b""
+            assert RECEIPT_S - 0.1 < time.monotonic() - begun < RECEIPT_S + 5
+    assert is_ready(secure.port, trusted)
+    until = time.monotonic() + 5
+    while open_files(secure) > before:
+        assert time.monotonic() < until
+
+
+def test_handshakes_count_as_connections(secure: Server, trusted: ssl.SSLContext) -> None:
+    idle = [
+        socket.create_connection(("127.0.0.1", secure.port), timeout=20) for _ in range(CONNECTIONS)
+    ]
+    try:
+        begun = time.monotonic()
+        with socket.create_connection(("127.0.0.1", secure.port), timeout=20) as connection:
+            assert drained(connection) == b""
+        assert time.monotonic() - begun < RECEIPT_S / 2, "it does not wait for its deadline"
+        assert not is_ready(secure.port, trusted)
+    finally:
+        for each in idle:
+            each.close()
+    until = time.monotonic() + 5
+    while not is_ready(secure.port, trusted):
+        assert time.monotonic() < until
 
 
 def drained(connection: socket.socket) -> bytes:

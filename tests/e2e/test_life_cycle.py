@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.e2e.conftest import Server, free_port, start_server
 
@@ -26,6 +27,7 @@ def _run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow  # tests/server/test_server_life.py has one, with a fake engine
 def test_the_death_of_an_engine_that_may_not_restart_ends_streams_and_the_process(
     launch: Launch, model_folder: Path
 ) -> None:
@@ -59,15 +61,21 @@ def test_the_death_of_an_engine_that_may_not_restart_ends_streams_and_the_proces
     assert server.process.wait(10) not in (0, None)
 
 
-def test_sigterm_and_ctrl_c_end_it_with_zero(launch: Launch, model_folder: Path) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        server = launch(str(model_folder), model="tiny-llama")
-        engine = server.engine_pid()
-        server.process.send_signal(number)
-        assert server.process.wait(10) == 0
-        assert not Path(f"/proc/{engine}").exists()
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_sigterm_and_ctrl_c_end_it_with_zero(
+    launch: Launch, model_folder: Path, number: signal.Signals
+) -> None:
+    """Of SIGTERM, under load, tests/faults/test_engine_dies.py tells too."""
+    server = launch(str(model_folder), model="tiny-llama")
+    engine = server.engine_pid()
+    server.process.send_signal(number)
+    assert server.process.wait(10) == 0
+    assert not Path(f"/proc/{engine}").exists()
 
 
+@pytest.mark.slow  # tests/faults/test_run_time.py has one beside a server
 def test_port_taken_is_one_line(model_folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -79,6 +87,7 @@ def test_port_taken_is_one_line(model_folder: Path) -> None:
     assert str(port) in result.stderr
 
 
+@pytest.mark.slow  # tests/e2e/test_mistakes.py has them, most without an engine
 def test_what_cannot_be_served_is_one_line(tmp_path: Path, model_folder: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -96,6 +105,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, model_folder: Path) -
         assert len(errors) == 1, result.stderr
 
 
+@pytest.mark.slow  # tests/faults/test_keys.py has a file of keys
 def test_api_key(launch: Launch, model_folder: Path) -> None:
     server = launch(str(model_folder), model="tiny-llama", ROSELLM_API_KEY="a-secret")
     assert httpx.get(f"{server.url}/health").status_code == 200

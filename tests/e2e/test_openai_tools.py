@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.e2e.conftest import WEATHER, Server, start_server
+from tests.e2e.conftest import WEATHER, Server
 
 PARIS: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Server]:
-    running = start_server(model="rosellm-demo")
-    yield running
-    assert running.stop() == 0
 
 
 def asked(messages: Any = PARIS, **more: Any) -> Any:

@@ -29,13 +29,6 @@ SEEDED: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "seed": 11}
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Server]:
-    running = start_server("rosellm-demo", model="rosellm-demo")
-    yield running
-    assert running.stop() == 0
-
-
-@pytest.fixture(scope="module")
 def looking_up() -> Iterator[Server]:
     running = start_server("rosellm-demo", "--speculate", "ngram", model="rosellm-demo")
     yield running
@@ -95,6 +88,7 @@ def test_a_stop_in_the_middle_of_a_draft(demo: Server) -> None:
     assert predicted["usage"]["completion_tokens"] == cut["usage"]["completion_tokens"]
 
 
+@pytest.mark.slow  # tests/models/test_speculation.py has them without a server
 def test_lookups_draft_what_the_prompt_holds(demo: Server, looking_up: Server) -> None:
     """A model this small repeats itself when it is greedy."""
     for fields in ({"max_tokens": 200, "ignore_eos": True, "temperature": 0}, SEEDED):

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from rosellm import cli
 from tests.commands.terminal import ROSELLM
 from tests.e2e.conftest import start_server
 
@@ -58,26 +59,32 @@ def test_tokens_are_the_same_when_alone_and_later(log: Path) -> None:
     assert f"{len(REQUESTS)} of {len(REQUESTS)}" in done.stderr
 
 
-def test_a_difference_is_told(log: Path, tmp_path: Path) -> None:
+# The command as such is seen above: its other ends are looked at in this process.
+
+
+def test_a_difference_is_told(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     build, *requests = map(json.loads, log.read_text().splitlines())
     first = next(each for each in requests if len(each["choices"][0]["token_ids"]) > 3)
     first["choices"][0]["token_ids"][3] ^= 1
     changed = tmp_path / "changed.jsonl"
     changed.write_text(json.dumps(build) + "\n" + json.dumps(first) + "\n")
-    done = run_replay(changed)
-    assert done.returncode == 1
-    assert done.stdout == f"{first['id']}: choice 0 differs from token 3 on\n"
+    assert cli.main(["replay", str(changed)]) == 1
+    assert capsys.readouterr().out == f"{first['id']}: choice 0 differs from token 3 on\n"
 
 
-def test_other_settings_are_another_build(log: Path) -> None:
+def test_other_settings_are_another_build(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = json.loads(log.read_text().splitlines()[1])
-    done = run_replay(log, "--id", first["id"], "--dtype", "bfloat16")
-    assert len(done.stdout.splitlines()) == 1
-    assert "tokens may differ" in done.stderr
+    cli.main(["replay", str(log), "--id", first["id"], "--dtype", "bfloat16"])
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 1
+    assert "tokens may differ" in shown.err
 
 
-def test_a_log_that_is_none_is_one_line(tmp_path: Path) -> None:
-    done = run_replay(tmp_path / "nothing.jsonl")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_a_log_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["replay", str(tmp_path / "nothing.jsonl")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1

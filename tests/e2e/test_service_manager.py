@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import Server
 
 
+@pytest.mark.slow  # tests/server/test_notify.py has the parts
 def test_ready_watchdog_and_stopping(
     launch: Callable[..., Server], model_folder: Path, tmp_path: Path
 ) -> None:

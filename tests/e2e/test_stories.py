@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import Server
 
 
+@pytest.mark.slow  # tests/library/test_stories.py has it without a server
 def test_stories260k_gives_the_recorded_text(
     launch: Callable[..., Server], shared_data: Path
 ) -> None:

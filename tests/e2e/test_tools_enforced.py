@@ -47,13 +47,6 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert running.stop() == 0
 
 
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Server]:
-    running = start_server(model="rosellm-demo")
-    yield running
-    assert running.stop() == 0
-
-
 def check_calls(tools: list[Any], choice: Any) -> None:
     schemas = {each["function"]["name"]: each["function"]["parameters"] for each in tools}
     assert choice.finish_reason == "tool_calls"

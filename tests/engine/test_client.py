@@ -22,6 +22,7 @@ from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
 from rosellm.roseinfer.engine.client import EngineClient, InprocClient, ProcessClient
 from rosellm.roseinfer.engine.core import EngineCore
+from rosellm.roseinfer.engine.listener import EngineListener
 from rosellm.roseinfer.errors import EngineDeadError, ModelError
 from rosellm.roseinfer.messages import (
     Abort,
@@ -54,8 +55,8 @@ def run(coroutine: Coroutine[Any, Any, None], loop: str = "asyncio") -> None:
         runner.run(asyncio.wait_for(coroutine, 100))
 
 
-class Session:
-    """A client's callbacks: rows by request, progress, and how it died."""
+class Session(EngineListener):
+    """What a client tells: rows by request, progress, and how it died."""
 
     def __init__(self, client: EngineClient) -> None:
         self.client = client
@@ -65,11 +66,13 @@ class Session:
         self._news = asyncio.Event()
 
     async def start(self) -> Ready:
-        return await self.client.start(
-            on_progress=self.progress.append,
-            on_outputs=self._on_outputs,
-            on_death=self.death.set_result,
-        )
+        return await self.client.start(self)
+
+    def on_progress(self, progress: Progress) -> None:
+        self.progress.append(progress)
+
+    def on_death(self, reason: str) -> None:
+        self.death.set_result(reason)
 
     async def ask(self, *adds: Add) -> None:
         """Send these and wait until each has its last row."""
@@ -95,7 +98,7 @@ class Session:
             if (rows := [row for row in self.rows[id] if row.choice == choice])
         }
 
-    def _on_outputs(self, outputs: Outputs) -> None:
+    def on_outputs(self, outputs: Outputs) -> None:
         for row in outputs.rows:
             self.rows.setdefault(row.id, []).append(row)
         self._news.set()
@@ -132,7 +135,7 @@ def requests() -> list[Add]:
 # -- the same answers -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_process_answers_as_a_thread_does(model: Path, dtype: str) -> None:
     config = engine_config(model, dtype=dtype, max_num_batched_tokens=64, max_num_seqs=4)
 
@@ -226,7 +229,10 @@ def test_an_engine_can_be_stopped_while_it_loads(model: Path, started: bool) -> 
 # -- a bad end --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loop", "busy"), [("asyncio", False), ("uvloop", True)])
+@pytest.mark.parametrize(
+    ("loop", "busy"),
+    [pytest.param("asyncio", False, marks=pytest.mark.slow), ("uvloop", True)],
+)
 def test_a_killed_engine_is_noticed(model: Path, busy: bool, loop: str) -> None:
     async def kill() -> None:
         client = ProcessClient(engine_config(model))
@@ -289,14 +295,14 @@ SERVER = """
 import asyncio, sys
 from rosellm.roseinfer.config import EngineConfig, ModelConfig
 from rosellm.roseinfer.engine.client import ProcessClient
+from rosellm.roseinfer.engine.listener import EngineListener
 from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.request import SamplingParams
 
 async def serve(model, wait):
     client = ProcessClient(EngineConfig(model=ModelConfig(model=model, device="cpu")))
-    ignore = lambda _: None
     if wait:
-        await client.start(on_progress=ignore, on_outputs=ignore, on_death=ignore)
+        await client.start(type("Deaf", (EngineListener,), {})())
         client.send(Add(1, [1, 2], SamplingParams(seed=0, max_tokens=10_000)))
     print(client.pid, flush=True)
     await asyncio.sleep(100)

@@ -10,6 +10,7 @@ import pytest
 
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.engine import supervisor as supervising
+from rosellm.roseinfer.engine.listener import EngineListener
 from rosellm.roseinfer.engine.supervisor import Supervisor
 from rosellm.roseinfer.errors import EngineDeadError, ModelError, RosellmError
 from rosellm.roseinfer.messages import Abort, Progress, Ready
@@ -42,10 +43,10 @@ class Process:
             self._heard = asyncio.get_running_loop().time()
         return self._heard
 
-    async def start(self, *, on_progress: Any, on_outputs: Any, on_death: Any) -> Ready:
-        self.die = on_death
+    async def start(self, listener: EngineListener) -> Ready:
+        self.die = listener.on_death
         self._heard = asyncio.get_running_loop().time()
-        on_progress(Progress("reading weights", 1, 2))
+        listener.on_progress(Progress("reading weights", 1, 2))
         await asyncio.sleep(0.02)
         if self._outcome is None:
             await asyncio.sleep(60)
@@ -64,13 +65,14 @@ class Process:
         self.stopped = True
 
 
-class Watched:
-    """A supervisor of processes that come to what a test says, and its callbacks."""
+class Watched(EngineListener):
+    """A supervisor of processes that come to what a test says, and who hears it."""
 
     def __init__(self, *outcomes: Ready | RosellmError | None, restarts: int = 3) -> None:
         self.processes: list[Process] = []
         self._outcomes = list(outcomes)
         self.restarts = 0
+        self.explained = 0
         self.death = ""
         self.client = Supervisor(EngineConfig(), restarts, self._launch)  # type: ignore[arg-type]
 
@@ -78,19 +80,17 @@ class Watched:
         self.processes.append(Process(config, self._outcomes.pop(0)))
         return self.processes[-1]
 
-    def _restarted(self) -> None:
+    def on_loss(self) -> int:
+        return self.explained
+
+    def on_restart(self) -> None:
         self.restarts += 1
 
-    def _died(self, reason: str) -> None:
+    def on_death(self, reason: str) -> None:
         self.death = reason
 
     async def start(self) -> Ready:
-        return await self.client.start(
-            on_progress=lambda _: None,
-            on_outputs=lambda _: None,
-            on_death=self._died,
-            on_restart=self._restarted,
-        )
+        return await self.client.start(self)
 
     async def until(self, condition: Any) -> None:
         async with asyncio.timeout(5):
@@ -187,6 +187,21 @@ def test_the_budget_is_of_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> N
             watched.processes[-1].die("gone")
             await watched.until(lambda count=count: watched.restarts == count)
         assert watched.death == ""
+        await watched.client.stop()
+
+    run(test())
+
+
+def test_deaths_that_are_explained_cost_nothing_of_the_budget() -> None:
+    async def test() -> None:
+        watched = Watched(*[READY] * 5, restarts=2)
+        await watched.start()
+        for count, explained in enumerate((0, 0, 2, 0), start=1):
+            watched.explained = explained
+            watched.processes[-1].die("gone")
+            await watched.until(lambda count=count: watched.restarts == count)
+        watched.processes[-1].die("gone for good")
+        await watched.until(lambda: watched.death)
         await watched.client.stop()
 
     run(test())

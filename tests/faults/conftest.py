@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Server, launch, model_folder, start_server
+from tests.e2e.conftest import Server, launch, start_server
 from tests.faults.neighbours import CLIENT
 
-__all__ = ["launch", "model_folder"]
+__all__ = ["launch"]
 
-RECEIPT_S, STALL_S, CONNECTIONS = 1.5, 1.5, 40
+RECEIPT_S, STALL_S, CONNECTIONS = 0.8, 0.8, 40
 SEQUENCES, QUEUE, STEP_TOKENS, BLOCKS = 8, 16, 64, 160
 BLOCK_BYTES = 2 * 2 * 2 * 10 * 16 * 4
 """Keys and values, 2 layers, 2 heads of size 10, 16 tokens, fp32: the model of `model_folder`."""
@@ -30,6 +30,21 @@ TEMPLATE = """\
 {%- if x is defined %}{{ x | tojson }}{% endif %}
 {%- if add_generation_prompt %}{{ bos_token }}assistant: {% endif %}
 """
+
+
+BOMBS = {
+    "endless": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "large": "{{ 'a' * 10000000000 }}",
+    "recursive": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "curious": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "reading": "{% include '/etc/passwd' %}",
+    "late": "{% for i in range(9) %}{{ messages[i].content }}{{ [][7].x }}{% endfor %}",
+}
+"""What a hostile model may bring in its chat template; here each goes off at its name."""
+MINED = "".join(
+    f"{{%- if messages and messages[0].content == '{name}' %}}{source}{{% endif -%}}"
+    for name, source in BOMBS.items()
+)
 
 
 @dataclass
@@ -92,7 +107,7 @@ def read(connection: socket.socket) -> Answer:
 @pytest.fixture(scope="session")
 def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     template = tmp_path_factory.mktemp("guarded") / "template.jinja"
-    template.write_text(TEMPLATE)
+    template.write_text(MINED + TEMPLATE)
     running = start_server(
         str(model_folder),
         f"--chat-template={template}",

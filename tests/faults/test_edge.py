@@ -76,6 +76,48 @@ def test_framing_with_two_readings(guarded: Server, framing: bytes) -> None:
     assert answer.error["type"] == "invalid_request_error"
 
 
+def test_fields_behind_a_body_are_no_headers(guarded: Server) -> None:
+    body = json.dumps(ASK).encode()
+    framing = b"Transfer-Encoding: chunked\r\nContent-Type: application/json\r\n" + CLOSE
+    chunks = b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    trailer = b"x-request-id: behind\r\ncontent-type: text/plain\r\n\r\n"
+    answer = say(guarded, POST + framing + b"\r\n" + chunks + trailer)
+    assert answer.status == 200
+    assert "behind" not in answer.head
+    long = b"x: %s\r\n\r\n" % (b"a" * (70 << 10))
+    assert say(guarded, POST + framing + b"\r\n" + chunks + long).status == 431
+
+
+def test_a_refusal_is_never_written_into_another_answer(guarded: Server) -> None:
+    fields = {**ASK, "stream": True, "max_tokens": 200, "ignore_eos": True}
+    body = json.dumps(fields).encode()
+    whole = POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    with connect(guarded) as connection:
+        connection.sendall(whole)
+        seen = connection.recv(1 << 16)
+        assert seen.startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n")
+        try:
+            while piece := connection.recv(1 << 16):
+                seen += piece
+        except OSError:
+            pass
+    assert seen.count(b"HTTP/1.1") == 1
+
+
+def test_a_second_request_is_refused_as_the_first_one_would_be(guarded: Server) -> None:
+    first = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
+    for second, status in (
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n", 414),
+        (b"GET /livez HTTP/1.1\r\nx: y", 408),
+    ):
+        with connect(guarded) as connection:
+            connection.sendall(first)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            connection.sendall(second)
+            assert read(connection).status == status
+
+
 def test_not_http_at_all(guarded: Server) -> None:
     for sent in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"\0" * 100):
         assert say(guarded, sent).status == 400

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Server, free_port, start_server
+from tests.e2e.conftest import Server, free_port
 
 TOKENS = 60
+POISON = Path(__file__).parent / "poison"
 
 
 def bodies(count: int) -> list[dict[str, Any]]:
@@ -104,12 +106,8 @@ def kill(server: Server, number: signal.Signals) -> Callable[[], None]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model_folder: Path) -> list[dict[int, Any]]:
-    running = start_server(str(model_folder), model="tiny-llama")
-    try:
-        return asyncio.run(all_of(running, bodies(100)))
-    finally:
-        assert running.stop() == 0
+def undisturbed(server: Server) -> list[dict[int, Any]]:
+    return asyncio.run(all_of(server, bodies(100)))
 
 
 @pytest.mark.parametrize(
@@ -131,10 +129,37 @@ def test_streams_go_on_with_a_new_engine(
     assert not Path(f"/proc/{first}").exists()
 
 
-def test_a_stopped_engine_is_not_ready_within_a_second_and_then_is_again(
-    launch: Callable[..., Server], model_folder: Path
+@pytest.mark.slow
+def test_a_request_that_kills_engines_after_some_tokens_ends_alone(
+    launch: Callable[..., Server], model_folder: Path, undisturbed: list[dict[int, Any]]
 ) -> None:
-    server = launch(str(model_folder), model="tiny-llama")
+    path = f"{POISON}:{os.environ.get('PYTHONPATH', '')}"
+    server = launch(str(model_folder), model="tiny-llama", PYTHONPATH=path)
+    fields = {"model": "tiny-llama", "prompt": "Once", "seed": 666, "max_tokens": 60}
+    poison = {**fields, "ignore_eos": True}
+    asking: list[threading.Thread] = []
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(httpx.post(f"{server.url}/v1/completions", json=poison, timeout=120))
+
+    def send() -> None:
+        asking.append(threading.Thread(target=ask))
+        asking[0].start()
+
+    assert asyncio.run(all_of(server, bodies(100)[:30], send)) == undisturbed[:30]
+    asking[0].join(60)
+    assert answers[0].status_code == 500
+    assert "died over this request" in answers[0].json()["error"]["message"]
+    engine = server.engine_pid()
+    ask()  # as a client does that tries again
+    assert answers[1].status_code == 500
+    assert server.engine_pid() == engine, "it was not even tried"
+    server.wait_until_idle()
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_a_stopped_engine_is_not_ready_within_a_second_and_then_is_again(server: Server) -> None:
     engine = server.engine_pid()
     os.kill(engine, signal.SIGSTOP)
     stopped = time.monotonic()
@@ -170,9 +195,11 @@ def test_sigterm_under_load_loses_nothing(
 ) -> None:
     server = launch(str(model_folder), model="tiny-llama")
     asked = bodies(100)[:30]
+    engine = server.engine_pid()
     answers = asyncio.run(all_of(server, asked, server.process.terminate))
     assert answers == undisturbed[:30]
     assert server.process.wait(20) == 0
+    assert not Path(f"/proc/{engine}").exists()
 
 
 def test_it_listens_at_once_and_tells_how_far_it_is(model_folder: Path) -> None:
@@ -184,6 +211,7 @@ def test_it_listens_at_once_and_tells_how_far_it_is(model_folder: Path) -> None:
         deadline = time.monotonic() + 60
         while not seen or seen[-1][0] != 200:
             assert time.monotonic() < deadline
+            time.sleep(0.02)  # it has the processor for its start
             try:
                 answer = httpx.get(f"http://127.0.0.1:{port}/readyz")
             except httpx.TransportError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,22 @@ BEARER = b"Authorization: Bearer key-of-alice\r\n"
 
 
 @pytest.fixture(scope="module")
-def keyed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    file = tmp_path_factory.mktemp("keys") / "keys.toml"
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def keyed(model_folder: Path, folder: Path) -> Iterator[Server]:
+    file = folder / "keys.toml"
     file.write_text(KEYS)
-    running = start_server(
-        str(model_folder),
-        f"--api-key-file={file}",
-        f"--cors-origin={APP}",
-        model="tiny-llama",
-    )
+    with (folder / "log").open("wb") as log:
+        running = start_server(
+            str(model_folder),
+            f"--api-key-file={file}",
+            f"--cors-origin={APP}",
+            model="tiny-llama",
+            stderr=log,
+        )
     yield running
     assert running.stop() == 0
 
@@ -347,6 +355,43 @@ def test_the_openai_client_understands_a_refusal(keyed: Server) -> None:
     with pytest.raises(RateLimitError) as caught:
         client.models.list()
     assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "requests")
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_keys_are_read_again_on_a_hangup_while_answers_go_on(keyed: Server, folder: Path) -> None:
+    file, log = folder / "keys.toml", folder / "log"
+    engine = keyed.engine_pid()
+    asked = {**ASK, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    new = KEYS.replace("key-of-concurrent", "key-of-newcomer").replace("concurrent", "newcomer", 1)
+    headers = {"authorization": "Bearer key-of-concurrent"}
+    with httpx.Client(base_url=keyed.url, headers=headers, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=asked) as answer:
+            assert answer.status_code == 200
+            pieces = answer.iter_text()
+            next(pieces)
+            file.write_text(new)
+            keyed.process.send_signal(signal.SIGHUP)
+            until(lambda: ask(keyed, "newcomer").status_code == 200)
+            assert ask(keyed, "concurrent").status_code == 401
+            assert "".join(pieces).endswith("data: [DONE]\n\n")
+        assert client.get("/v1/models").status_code == 401, "the connection is still open"
+    assert keyed.engine_pid() == engine
+    file.write_text("[keys.alice]\nkey = 3\n")
+    keyed.process.send_signal(signal.SIGHUP)
+    until(lambda: "the API keys stay as they were" in log.read_text())
+    (line,) = (each for each in log.read_text().splitlines() if "stay as they were" in each)
+    assert line.endswith("keys.alice.key must be a text that is not empty")
+    assert ask(keyed, "newcomer").status_code == 200
+    file.write_text(KEYS)
+    keyed.process.send_signal(signal.SIGHUP)
+    until(lambda: ask(keyed, "concurrent").status_code == 200)
+    assert ask(keyed, "newcomer").status_code == 401
 
 
 # -- other pages, other keys -----------------------------------------------------------------

@@ -83,6 +83,14 @@ def test_inspect(hub: FakeHub, model: Path, capsys: pytest.CaptureFixture[str]) 
     assert "stored            float32, " in capsys.readouterr().out
 
 
+def test_generate(hub: FakeHub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.add_folder(model)
+    assert cli.main(["generate", "org/tiny@v1", "a", "--max-tokens=3", "--ignore-eos"]) == 0
+    assert capsys.readouterr().out.strip("\n")
+    assert "README.md" not in hub.got
+
+
+@pytest.mark.slow
 def test_serve(hub_server: FakeHub, model: Path, tmp_path: Path) -> None:
     hub_server.add_folder(model)
     environment = {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path)}

@@ -22,11 +22,17 @@ HEADS = [
     (3, 3, 1),
     (9, 3, 80),
 ]
+QUICK = [(4, 1, 16), (6, 2, 10), (7, 1, 3), (3, 3, 1), (9, 3, 80)]
+ANY_HEADS = pytest.mark.parametrize(
+    "heads",
+    [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in HEADS],
+    ids=str,
+)
 
 
 @pytest.mark.parametrize("window", [None, 1, 40, 128])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+@ANY_HEADS
 def test_equals_dense_attention(
     heads: tuple[int, int, int], block_size: int, window: int | None
 ) -> None:
@@ -52,7 +58,7 @@ def test_half_precision_rounds_only_its_result(
 
 
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+@ANY_HEADS
 def test_an_int8_cache(heads: tuple[int, int, int], window: int | None) -> None:
     sequences = Sequences(heads, 4, torch.float32, window, LENGTHS, kv_dtype=torch.int8)
     for sequence, found in enumerate(sequences.attend(sequences.whole())):
@@ -63,7 +69,7 @@ def test_an_int8_cache(heads: tuple[int, int, int], window: int | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+@ANY_HEADS
 def test_bits_do_not_depend_on_the_batch(
     heads: tuple[int, int, int], window: int | None, dtype: torch.dtype
 ) -> None:

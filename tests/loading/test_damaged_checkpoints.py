@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.errors import ModelError, RosellmError
+from tests.examples import examples
 from tests.tiny_models import GPT2, LLAMA, build, write_gpt2, write_llama, write_rose_gpt
 
 SMALL: dict[str, Any] = {
@@ -365,7 +366,7 @@ def test_more_than_the_memory_holds(kind: str, hidden: str, pristine: Path, tmp_
 # -- anything at all --------------------------------------------------------------
 
 FUZZ = settings(
-    max_examples=150,
+    max_examples=examples(150),
     deadline=None,
     derandomize=True,
     database=None,

@@ -17,6 +17,7 @@ from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 from rosellm.roseinfer.layers.rope_scaling import Dynamic, Linear, LongRope, Unscaled
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.models.spec import ModelSpec
+from tests.examples import examples
 from tests.models.architectures import BASES
 from tests.tiny_models import build, write_llama
 
@@ -184,7 +185,7 @@ def test_any_value(base: str) -> None:
     keys = [*BASES[base], "layer_types", "no_rope_layers", "rope_scaling", "rope_parameters"]
     values = {"rope_scaling": scalings, "rope_parameters": scalings}
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples(60), deadline=None, derandomize=True, database=None)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True))

@@ -27,7 +27,7 @@ slow = pytest.mark.slow
     scope="module",
     params=[
         ("llama-odd", "float32", "auto"),
-        ("llama-odd", "float32", "reference"),
+        pytest.param(("llama-odd", "float32", "reference"), marks=slow),
         ("gpt2-odd", "bfloat16", "auto"),
         ("gemma3", "float32", "auto"),  # with windows
         pytest.param(("gpt2-odd", "bfloat16", "reference"), marks=slow),

@@ -81,6 +81,8 @@ def test_few_inputs_or_none_do_no_harm(seen):
     assert loss(found, weight, unseen) < 2 * loss(plain, weight, unseen)
 
 
+slow = pytest.mark.slow
+
 # -- whole models ----------------------------------------------------------------------------
 
 WRITERS = {
@@ -92,7 +94,10 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt2", "experts", *(pytest.param(kind, marks=slow) for kind in ("llama", "tied", "rose"))],
+)
 def test_a_model_keeps_closer_to_itself_on_its_text(tmp_path, kind):
     model = WRITERS[kind](tmp_path)
     passage = Passage(random_prompts([1200], 97)[0], bos=None, window=200)

@@ -117,6 +117,25 @@ def test_a_hostile_tenant_gets_its_share_and_no_more(num_blocks: int, seed: int)
     harness.check()
 
 
+@pytest.mark.parametrize("num_blocks", [2000, 160])
+@SEEDS
+def test_a_larger_share_is_served_that_much_more(num_blocks: int, seed: int) -> None:
+    """Three times as much as each of the others, who are served alike; all have a backlog."""
+    harness = Harness(
+        num_blocks=num_blocks, max_model_len=400, max_num_seqs=16, budget=64, cost=seconds
+    )
+
+    def draw(rng: random.Random) -> dict[str, Any]:
+        return {**small(rng), "share": 3.0}
+
+    clients = [Client("large", 30, draw), *(Client(name, 20, small) for name in NEIGHBOURS)]
+    seen = drive(harness, clients, 400, seed)
+    others = [seen.computed[name] for name in NEIGHBOURS]
+    assert jain(others) >= 0.95, seen.computed
+    assert seen.computed["large"] == pytest.approx(3 * sum(others) / 4, rel=0.15), seen.computed
+    harness.check()
+
+
 @SEEDS
 def test_neighbours_hardly_notice_a_hostile_tenant(seed: int) -> None:
     """Their time between tokens at most doubles, and their first tokens come."""

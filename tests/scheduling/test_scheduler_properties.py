@@ -21,6 +21,7 @@ from rosellm.roseinfer.cache import manager
 from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.scheduling import chunks
+from tests.examples import examples
 from tests.scheduling.fake import END, Asked, Harness, alone
 from tests.scheduling.test_scheduler import letters as letters_of
 
@@ -252,7 +253,7 @@ def hold(max_examples: int, steps: int) -> None:
 
 
 def test_promises_hold() -> None:
-    hold(max_examples=150, steps=50)
+    hold(max_examples=examples(150), steps=50)
 
 
 @pytest.mark.slow
@@ -274,7 +275,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     arrivals=ARRIVALS,
     victim=st.sampled_from("abcz"),

@@ -14,6 +14,7 @@ import httpx
 from fastapi import FastAPI
 
 from rosellm.roseinfer.config import SamplingDefaults, UnknownParameters
+from rosellm.roseinfer.engine.listener import EngineListener
 from rosellm.roseinfer.messages import (
     Abort,
     Add,
@@ -29,9 +30,10 @@ from rosellm.roseinfer.messages import (
 from rosellm.roseinfer.server.app import create_app
 from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.defaults import Defaults, GenerationConfig
-from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.journal import Journal
 from rosellm.roseinfer.server.keys import Keys
+from rosellm.roseinfer.server.limits import Accounts
+from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.service import Service
@@ -95,10 +97,13 @@ class FakeEngine:
     aborted: list[int] = field(default_factory=list)
     sent: int = 0
 
-    async def start(
-        self, *, on_progress: Any, on_outputs: Any, on_death: Any, on_restart: Any
-    ) -> Ready:
-        self.on_outputs, self.die, self.revive = on_outputs, on_death, on_restart
+    async def start(self, listener: EngineListener) -> Ready:
+        self.on_outputs = listener.on_outputs
+        self.die, self.lose, self.restart = (
+            listener.on_death,
+            listener.on_loss,
+            listener.on_restart,
+        )
         return Ready(
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB,
@@ -117,6 +122,12 @@ class FakeEngine:
             self._task = asyncio.ensure_future(self._run(message))
         elif isinstance(message, Abort):
             self.aborted += message.ids
+
+    def revive(self) -> int:
+        """It has died, and there is another one. Returns how many deaths are explained."""
+        explained = self.lose()
+        self.restart()
+        return explained
 
     async def stop(self) -> None:
         pass
@@ -273,7 +284,7 @@ async def serving(
         journal=journal,
         **limits,
     )
-    app = create_app(service, api_key, keys=keys)
+    app = create_app(service, api_key, accounts=Accounts(keys) if keys else None)
     outermost = Cors(app, cors_origins) if cors_origins else app
     transport = httpx.ASGITransport(outermost, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

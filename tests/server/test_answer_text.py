@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rosellm.roseinfer.server.answer_text import AnswerText
 from rosellm.roseinfer.text.stop import StopFilter
 from rosellm.roseinfer.text.tokenizer import Tokenizer
+from tests.examples import examples
 from tests.server.fakes import BOS, ByteTokenizer
 
 FORMS = ["bytes", "llama", "metaspace", "sp-llama", "sp-unigram", "tiktoken"]
@@ -98,7 +99,7 @@ def test_a_token_that_the_match_cuts_in_two_is_part_of_the_answer(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_tokens_and_stop_strings(
     tokenizers: dict[str, Tokenizer], form: str, data: st.DataObject

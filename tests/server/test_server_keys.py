@@ -27,11 +27,11 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     file = write(
         tmp_path,
         '[keys.alice]\nkey = "sécret"\nrequests_per_minute = 5\ntokens_per_minute = 6\n'
-        f'max_concurrent = 7\n[keys."b.2"]\nsha256 = "{hashed}"\n',
+        f'max_concurrent = 7\nshare = 2\n[keys."b.2"]\nsha256 = "{hashed}"\n',
     )
     keys = load_keys(file, {"ROSELLM_API_KEY": "mine"})
     assert list(keys) == [
-        Key("alice", digest("sécret".encode()), KeyLimits(5, 6, 7)),
+        Key("alice", digest("sécret".encode()), KeyLimits(5, 6, 7), share=2.0),
         Key("b.2", digest(b"other")),
         Key("default", digest(b"mine")),
     ]
@@ -75,6 +75,10 @@ def test_without_any_key() -> None:
             (f'[keys.a]\nkey = "{SECRET}"\n{name} = {value}', f"keys.a.{name} must be an integer")
             for name in ("requests_per_minute", "tokens_per_minute", "max_concurrent")
             for value in ("0", "-1", "1.5", "true", '"9"', "1" + "0" * 30)
+        ),
+        *(
+            (f'[keys.a]\nkey = "{SECRET}"\nshare = {value}', "keys.a.share must be a number from")
+            for value in ("0", "-1", "101", "0.001", "nan", "inf", "true", '"2"')
         ),
         (f'[keys.a]\nkey = "{SECRET}"\n[keys.b]\nkey = "{SECRET}"', "keys.b is the same key as a"),
         (f'[keys.a]\nkey = "{SECRET}"\n[keys.a]\nkey = "b"', "cannot be read as TOML"),

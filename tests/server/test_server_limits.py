@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Add, Output
-from rosellm.roseinfer.server.generate import Delta
+from rosellm.roseinfer.server.delta import Delta
 from rosellm.roseinfer.server.keys import Key, KeyLimits, Keys, digest
-from rosellm.roseinfer.server.limits import Account, Bucket, duration
+from rosellm.roseinfer.server.limits import Account, Accounts, Bucket, duration
 from tests.server.fakes import (
     CHAT,
     COMPLETIONS,
@@ -308,6 +308,48 @@ def test_requests_that_came_at_once_are_held_to_the_tokens_too() -> None:
     asyncio.run(test())
 
 
+def test_other_keys_may_come_while_requests_go_on() -> None:
+    clock = Clock()
+    before = Keys(
+        [
+            Key("stays", digest(b"one"), KeyLimits(tokens_per_minute=60, max_concurrent=1)),
+            Key("goes", digest(b"two")),
+            Key("turns", digest(b"three"), KeyLimits(requests_per_minute=1)),
+        ]
+    )
+    accounts = Accounts(before, clock)
+    stays, goes, turns = (accounts.of(key) for key in (b"one", b"two", b"three"))
+    assert stays is not None
+    assert goes is not None
+    assert turns is not None
+    stays.enter(spends=True)
+    stays.spend(40)
+    turns.enter(spends=False)
+    accounts.replace(
+        Keys(
+            [
+                Key("stays", digest(b"one"), KeyLimits(tokens_per_minute=30, max_concurrent=1)),
+                Key("turns", digest(b"another"), share=2.0),
+                Key("comes", digest(b"two"), KeyLimits(requests_per_minute=1)),
+            ]
+        )
+    )
+    assert accounts.of(b"one") is stays
+    with pytest.raises(RequestError, match="1 requests at one time"):
+        stays.enter(spends=False)
+    stays.leave()
+    with pytest.raises(RequestError, match="30 tokens per minute"):
+        stays.enter(spends=True)
+    clock.now += 60
+    stays.enter(spends=True)
+    assert accounts.of(b"three") is None
+    assert accounts.of(b"another") is turns
+    assert turns.share == 2.0
+    turns.enter(spends=False)
+    assert accounts.of(b"two") is not goes
+    goes.leave()
+
+
 def test_a_limit_of_requests_at_one_time() -> None:
     async def test() -> None:
         async with serving(endless, keys=KEYS) as server:
@@ -320,6 +362,18 @@ def test_a_limit_of_requests_at_one_time() -> None:
             server.engine.script = says("x")
             assert (await ask(server, "one")).status_code == 200
             assert (await ask(server, "one")).status_code == 200
+
+    asyncio.run(test())
+
+
+def test_the_share_of_the_key_goes_along() -> None:
+    async def test() -> None:
+        keys = Keys([Key("alice", digest(b"one"), share=2.5), Key("bob", digest(b"two"))])
+        async with serving(says("x"), keys=keys) as server:
+            for key in ("one", "two"):
+                server.client.headers["authorization"] = f"Bearer {key}"
+                await server.chat()
+            assert [add.share for add in server.engine.added] == [2.5, 1.0]
 
     asyncio.run(test())
 

@@ -14,10 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 import rosellm
 from rosellm.roseinfer.messages import Add, Output, RowError, Stats, Timings
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.server.generate import Delta, Job
+from rosellm.roseinfer.server.delta import Delta
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.loop_lag import PERIOD_S, LoopLag
 from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.state_metrics import Source
+from rosellm.roseinfer.server.step_sizes import StepSizes
 from tests.server.fakes import Server, says, serving
 
 VLLM = [
@@ -42,6 +44,7 @@ VLLM = [
     "request_params_n_sum",
     "request_params_max_tokens_sum",
     "request_max_num_generation_tokens_sum",
+    "iteration_tokens_total_sum",
     "spec_decode_num_draft_tokens_total",
     "spec_decode_num_accepted_tokens_total",
     "request_success_total stop",
@@ -54,6 +57,9 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
 
 
+EVERYWHERE = {"model_name": "m", "engine": "0"}
+
+
 async def figures(server: Server) -> dict[str, float]:
     """Every sample's value, by its name and its labels but for the model."""
     answer = await server.client.get("/metrics")
@@ -62,9 +68,28 @@ async def figures(server: Server) -> dict[str, float]:
     for family in text_string_to_metric_families(answer.text):
         assert family.documentation
         for sample in family.samples:
-            labels = {name: value for name, value in sample.labels.items() if name != "model_name"}
+            if sample.name.startswith(("rosellm:", "vllm:")):
+                assert sample.labels.items() >= EVERYWHERE.items()
+            labels = {
+                name: value for name, value in sample.labels.items() if name not in EVERYWHERE
+            }
             found[" ".join([sample.name, *labels.values()])] = sample.value
     return found
+
+
+def test_steps_are_counted_by_their_size() -> None:
+    sizes = StepSizes()
+    for steps, tokens in (
+        (1, 8),
+        (1, 8),
+        (2, 9),
+        (3, 0),
+        (1, 20_000),
+    ):  # the last one of a new engine
+        sizes.see(Stats(steps=steps, batched_tokens=tokens))
+    assert sizes.tokens == 20_017
+    counts = dict(sizes.buckets())
+    assert [counts[bound] for bound in ("1.0", "8.0", "16.0", "16384.0", "+Inf")] == [0, 1, 2, 2, 3]
 
 
 def test_answers_are_counted_under_both_names() -> None:
@@ -231,6 +256,6 @@ def test_no_label_is_anything_but_ours() -> None:
 
 
 LABELS = {
-    *("model_name", "le", "finished_reason", "process"),
+    *("model_name", "engine", "le", "finished_reason", "process"),
     *("version", "fingerprint", "dtype", "device", "block_size", "num_gpu_blocks"),
 }

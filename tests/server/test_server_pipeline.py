@@ -133,7 +133,7 @@ def test_after_the_engines_death_everything_is_a_503() -> None:
                 assert response.status_code == 503
                 assert response.json()["error"]["code"] == "engine_dead"
             with pytest.raises(EngineDeadError):
-                server.service.pipeline.generate([])
+                await server.service.pipeline.generate([])
 
     asyncio.run(test())
 

@@ -103,6 +103,52 @@ def test_who_left_meanwhile_is_not_sent_again() -> None:
     asyncio.run(test())
 
 
+def test_a_request_over_which_engines_die_ends_with_its_own_error_and_is_not_tried_again() -> None:
+    """Each engine dies when this request has had three tokens more; its neighbours get on."""
+
+    async def test() -> None:
+        async with serving(silent) as server:
+            tasks = [
+                asyncio.ensure_future(server.complete(max_tokens=40, seed=seed, stream=seed == 2))
+                for seed in range(4)
+            ]
+            await asked(server, 4)
+            guilty = next(add.id for add in server.engine.added if add.params.seed == 2)
+            tokens = {add.id: 0 for add in server.engine.added}
+            inside = dict.fromkeys(tokens, 0)
+            deaths = 0
+            while any(not task.done() for task in tasks):
+                before = len(server.engine.added)
+                for id in list(inside):
+                    inside[id] += 1
+                    tokens[id] += 1
+                    last = tokens[id] == 40
+                    say(server, Output(id, 0, [97], finish="length" if last else None, last=last))
+                    if last:
+                        del inside[id]
+                if inside.get(guilty) == 3:
+                    deaths += 1
+                    inside.clear()
+                    server.engine.revive()
+                inside |= {add.id: 0 for add in server.engine.added[before:]}
+                await asyncio.sleep(0)
+            assert deaths <= 4
+            for seed, task in enumerate(tasks):
+                if seed != 2:
+                    assert (await task).json()["choices"][0]["text"] == "a" * 40
+            *_, error = events(await tasks[2])
+            assert "died over this request" in error["error"]["message"]
+            count = len(server.engine.added)
+            again = await server.complete(max_tokens=40, seed=5)
+            assert again.status_code == 500
+            assert len(server.engine.added) == count
+            other = asyncio.ensure_future(server.complete(prompt="another", max_tokens=40))
+            await asked(server, count + 1)
+            other.cancel()
+
+    asyncio.run(test())
+
+
 def test_an_engine_in_trouble_is_not_ready_and_says_why() -> None:
     async def test() -> None:
         async with serving(silent) as server:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosellm.roseinfer.messages import Add, Output
+from tests.examples import examples
 from tests.server.asking import (
     ADD,
     NOW,
@@ -230,7 +231,7 @@ WORDS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     words=st.lists(WORDS, max_size=8),
     size=st.integers(1, 40),

@@ -10,6 +10,7 @@ from rosellm.roseinfer.server.answer_text import AnswerText
 from rosellm.roseinfer.server.spelling import Spelling, text_of
 from rosellm.roseinfer.text.shown_specials import ShownSpecials
 from rosellm.roseinfer.text.tokenizer import Tokenizer
+from tests.examples import examples
 from tests.server.fakes import BOS, EOS, ByteTokenizer
 
 FORMS = ["bytes", "llama", "metaspace", "sp-llama", "sp-unigram", "tiktoken"]
@@ -25,7 +26,7 @@ def spelt(tokenizer: Tokenizer, ids: list[int], context: list[int]) -> list[byte
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_they_add_up(tokenizers: dict[str, Tokenizer], form: str, data: st.DataObject) -> None:
     tokenizer = tokenizers[form]
@@ -39,7 +40,7 @@ def test_they_add_up(tokenizers: dict[str, Tokenizer], form: str, data: st.DataO
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_they_add_up_with_special_tokens_that_are_shown(
     tokenizers: dict[str, Tokenizer], form: str, data: st.DataObject

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosellm.roseinfer.messages import Add, Output
+from tests.examples import examples
 from tests.server.fakes import BOS, CHAT, COMPLETIONS, EOS, Server, events, score, serving
 
 TEXTS = st.text(alphabet="abé🌹 \n", max_size=8)
@@ -74,7 +75,7 @@ async def check(server: Server, path: str, fields: dict[str, Any]) -> None:
     assert streamed == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     text=TEXTS,
     special=st.integers(0, 8),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rosellm.roseinfer.text.detokenize import Detokenizer
 from rosellm.roseinfer.text.tokenizer import Tokenizer
+from tests.examples import examples
 from tests.text.conftest import FORMS, LINES
 
 KNOWN = [
@@ -63,7 +64,7 @@ def id_lists(tokenizer: Tokenizer, max_size: int) -> st.SearchStrategy[list[int]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_ids(tokenizers: dict[str, Tokenizer], form: str, data: st.DataObject) -> None:
     tokenizer = tokenizers[form]

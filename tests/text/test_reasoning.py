@@ -12,6 +12,7 @@ from rosellm.roseinfer.config import ReasoningParser
 from rosellm.roseinfer.text.answer_parser import AnswerFormat, Parser
 from rosellm.roseinfer.text.parts import Call, Parts
 from rosellm.roseinfer.text.reasoning import FORMATS, recognise
+from tests.examples import examples
 
 
 def read(format: AnswerFormat, pieces: list[str]) -> tuple[Parts, Parser]:
@@ -177,7 +178,7 @@ CHANNEL_PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(CHANNEL_PIECES, max_size=16), st.data())
 def test_a_stream_of_channels_is_the_whole(words: list[str], data: st.DataObject) -> None:
     text = "".join(words)

@@ -18,6 +18,7 @@ from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.text import tiktoken_form
 from rosellm.roseinfer.text.load import load_tokenizer
 from rosellm.roseinfer.text.tokenizer import Tokenizer
+from tests.examples import examples
 from tests.text.conftest import LINES
 
 BYTES = [bytes([byte]) for byte in range(256)]
@@ -54,7 +55,7 @@ def ranks_of(path: Path) -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=list(HealthCheck))
 @given(word=st.text(st.sampled_from(sorted(set("".join(LINES)) - set(" '\",.!?:-"))), max_size=14))
 def test_a_word_is_encoded_by_rank(
     tokenizers: dict[str, Tokenizer], tokenizer_folders: dict[str, Path], word: str
@@ -64,7 +65,7 @@ def test_a_word_is_encoded_by_rank(
     assert tokenizers["tiktoken"].encode(word) == by_rank(word.encode(), ranks)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
 @given(word=st.text(st.characters(categories=["Lu", "Ll", "Lo"]), min_size=1, max_size=12))
 def test_a_word_is_encoded_by_rank_in_a_real_vocabulary(
     shared_data: Path, known_tokenizer: Callable[[str], Tokenizer], word: str

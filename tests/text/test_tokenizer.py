@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rosellm.roseinfer.errors import ModelError, RequestError
 from rosellm.roseinfer.text.load import check_chat_template, load_tokenizer
 from rosellm.roseinfer.text.tokenizer import Tokenizer
+from tests.examples import examples
 from tests.text.conftest import FORMS, LINES, MODELS
 
 KNOWN = [
@@ -134,7 +135,7 @@ def test_token_to_id(tokenizers: dict[str, Tokenizer], form: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_sentencepiece_decodes_as_its_library_does(
     tokenizers: dict[str, Tokenizer],

@@ -14,6 +14,7 @@ from rosellm.roseinfer.config import ToolParser
 from rosellm.roseinfer.text.answer_parser import AnswerFormat
 from rosellm.roseinfer.text.parts import Call, Parts
 from rosellm.roseinfer.text.tools import registry
+from tests.examples import examples
 
 NAMES = frozenset({"f", "g", "weather.now"})
 MARIA = {"name": "María", "n": [1, 2.5, None, True], "deep": {"a": "</tool_call> [TOOL_CALLS]"}}
@@ -261,7 +262,7 @@ def cut(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("reasoning", [None, "think", "deepseek_r1", "mistral"])
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(sample=cut(), opened=st.booleans(), most=st.sampled_from([None, 1]))
 def test_a_stream_is_the_whole(
     name: str, reasoning: str | None, sample: tuple[str, list[str]], opened: bool, most: int | None

@@ -29,6 +29,12 @@ SMALL = {
 CHANGES = {"llama": {}, "gpt2": gpt2_changes(), "small": SMALL}
 
 
+def each_kind(*quick: str) -> list[Any]:
+    """Of what takes seconds each, one kind or two are tried by default."""
+    marks = pytest.mark.slow
+    return [pytest.param(name, marks=() if name in quick else marks) for name in CHANGES]
+
+
 def weights(config: TrainConfig, name: str = "last.pt") -> dict[str, torch.Tensor]:
     model: dict[str, torch.Tensor] = load_checkpoint(config.path(config.run.out) / name)["model"]
     return model
@@ -62,7 +68,7 @@ def entropy(tokens: npt.NDArray[Any]) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", each_kind("llama"))
 def test_the_loss_falls_on_a_real_text(name: str, configure: MakeConfig) -> None:
     changes = {**CHANGES[name], "model__dropout": 0.0, "model__d_model": 64}
     config = configure(
@@ -84,7 +90,7 @@ def test_the_loss_falls_on_a_real_text(name: str, configure: MakeConfig) -> None
     assert load_checkpoint(config.path("run/best.pt"))["extra"]["best"] == valid[-1]
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", each_kind("gpt2", "small"))
 def test_resumed_equals_uninterrupted_in_bits(name: str, configure: MakeConfig) -> None:
     whole = configure(**CHANGES[name], run__out="whole")
     train(whole)

@@ -1,8 +1,8 @@
-"""The engine as the API side sees it: started once, fed messages, heard through callbacks.
+"""The engine as the API side sees it: started once, fed messages, heard through a listener.
 
 ``ProcessClient`` runs it in a process of its own, ``InprocClient`` on a thread, and ``Supervisor``
 (``engine/supervisor.py``) in a process that is started again when it dies. All need a running
-asyncio loop, on which all callbacks are called.
+asyncio loop, on which all listeners are called.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import rosellm
 from rosellm.roseinfer.config import EngineConfig
+from rosellm.roseinfer.engine.listener import EngineListener
 from rosellm.roseinfer.errors import EngineDeadError, ModelError
 from rosellm.roseinfer.messages import (
     Abort,
@@ -42,16 +43,7 @@ from rosellm.roseinfer.messages import (
 if TYPE_CHECKING:
     from rosellm.roseinfer.engine.core import EngineCore
 
-OnProgress = Callable[[Progress], None]
-OnOutputs = Callable[[Outputs], None]
-OnDeath = Callable[[str], None]
-OnRestart = Callable[[], None]
-
 _STOP_TIMEOUT_S = 5.0
-
-
-def never() -> None:
-    """Called by nobody: what an engine that is not started again does on a restart."""
 
 
 class EngineClient(Protocol):
@@ -61,21 +53,11 @@ class EngineClient(Protocol):
     def trouble(self) -> str:
         """Why it does not serve at this moment; empty if it does."""
 
-    async def start(
-        self,
-        *,
-        on_progress: OnProgress,
-        on_outputs: OnOutputs,
-        on_death: OnDeath,
-        on_restart: OnRestart = never,
-    ) -> Ready:
+    async def start(self, listener: EngineListener) -> Ready:
         """Wait until the engine serves.
 
         Args:
-            on_progress: told how far loading is.
-            on_outputs: given the rows of every step.
-            on_death: told why, once, if the engine ends for good without having been stopped.
-            on_restart: told that it serves again, and knows nothing of what it was sent before.
+            listener: told all that the engine does from now on.
 
         Raises:
             ModelError: it cannot serve what it was asked to; the message says why.
@@ -128,16 +110,9 @@ class ProcessClient:
         """End the process now, whatever it is doing."""
         self._process.kill()
 
-    async def start(
-        self,
-        *,
-        on_progress: OnProgress,
-        on_outputs: OnOutputs,
-        on_death: OnDeath,
-        on_restart: OnRestart = never,
-    ) -> Ready:
+    async def start(self, listener: EngineListener) -> Ready:
         loop = asyncio.get_running_loop()
-        link = _Link(on_progress, on_outputs, on_death, self._exit_reason)
+        link = _Link(listener, self._exit_reason)
         self._link = link
         self._transport, _ = await loop.create_connection(lambda: link, sock=self._sock)
         return await link.ready
@@ -176,17 +151,9 @@ class ProcessClient:
 class _Link(asyncio.Protocol):
     """The API side's end of the socket pair."""
 
-    def __init__(
-        self,
-        on_progress: OnProgress,
-        on_outputs: OnOutputs,
-        on_death: OnDeath,
-        exit_reason: Callable[[], str],
-    ) -> None:
+    def __init__(self, listener: EngineListener, exit_reason: Callable[[], str]) -> None:
         self._framer = Framer()
-        self._on_progress = on_progress
-        self._on_outputs = on_outputs
-        self._on_death = on_death
+        self._listener = listener
         self._exit_reason = exit_reason
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.ending = False  # so that the end of the stream is no news
@@ -207,15 +174,15 @@ class _Link(asyncio.Protocol):
 
     def _handle(self, message: FromEngine) -> None:
         if isinstance(message, Outputs):
-            self._on_outputs(message)
+            self._listener.on_outputs(message)
         elif isinstance(message, Beat):
             self.stuck = message.stuck
         elif isinstance(message, Progress):
-            self._on_progress(message)
+            self._listener.on_progress(message)
         elif isinstance(message, Failed):
             self.ending = True
             if self.ready.done():
-                self._on_death(message.message)
+                self._listener.on_death(message.message)
             else:
                 self.ready.set_exception(ModelError(message.message))
         elif not self.ready.done():  # whoever waited may have given up
@@ -224,7 +191,7 @@ class _Link(asyncio.Protocol):
     async def _announce_death(self) -> None:
         reason = await asyncio.to_thread(self._exit_reason)
         if self.ready.done():
-            self._on_death(reason)
+            self._listener.on_death(reason)
         else:
             self.ready.set_exception(EngineDeadError(f"{reason} while it was loading"))
 
@@ -240,21 +207,14 @@ class InprocClient:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
-    async def start(
-        self,
-        *,
-        on_progress: OnProgress,
-        on_outputs: OnOutputs,
-        on_death: OnDeath,
-        on_restart: OnRestart = never,
-    ) -> Ready:
+    async def start(self, listener: EngineListener) -> Ready:
         loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         ready: asyncio.Future[Ready] = loop.create_future()
-        listener = _Listener(loop, on_progress, on_outputs, on_death, ready, self._ended)
+        there = _OnLoop(loop, listener, ready, self._ended)
         # A daemon: Python ends without waiting for it where stop() is forgotten.
         self._thread = threading.Thread(
-            target=self._live, args=(listener,), name="engine", daemon=True
+            target=self._live, args=(there,), name="engine", daemon=True
         )
         self._thread.start()
         return await ready
@@ -274,18 +234,18 @@ class InprocClient:
                 await asyncio.wait_for(self._ended.wait(), _STOP_TIMEOUT_S)
                 self._thread.join()  # it has said its last word
 
-    def _live(self, listener: _Listener) -> None:
+    def _live(self, there: _OnLoop) -> None:
         try:
-            core = self._build(listener)
+            core = self._build(there)
         except Exception as error:
-            listener.tell(_refuse, listener.ready, error)
+            there.tell(_refuse, there.ready, error)
         else:
-            listener.tell(_accept, listener.ready, core.facts)
-            self._run(core, listener)
+            there.tell(_accept, there.ready, core.facts)
+            self._run(core, there)
         finally:
-            listener.tell(listener.ended.set)
+            there.tell(there.ended.set)
 
-    def _build(self, listener: _Listener) -> EngineCore:
+    def _build(self, there: _OnLoop) -> EngineCore:
         if not isinstance(self._config, EngineConfig):
             return self._config
         from rosellm.roseinfer.engine.build import build_engine
@@ -293,32 +253,30 @@ class InprocClient:
         def report(progress: Progress) -> None:
             if self._stopping.is_set():
                 raise EngineDeadError("the engine was stopped while it was loading")
-            listener.tell(listener.on_progress, progress)
+            there.tell(there.listener.on_progress, progress)
 
         return build_engine(self._config, report)
 
-    def _run(self, core: EngineCore, listener: _Listener) -> None:
+    def _run(self, core: EngineCore, there: _OnLoop) -> None:
         from rosellm.roseinfer.engine.loop import run_engine
 
         def emit(outputs: Outputs) -> None:
-            listener.tell(listener.on_outputs, outputs)
+            there.tell(there.listener.on_outputs, outputs)
 
         try:
             run_engine(core, self._inbox, _as_is, emit)
         except Exception as error:
             reason = f"the engine failed: {type(error).__name__}: {error}"
-            listener.tell(listener.on_death, reason)
+            there.tell(there.listener.on_death, reason)
             raise
 
 
 @dataclass(frozen=True)
-class _Listener:
-    """Who is told what an engine on a thread does, on the loop that it started from."""
+class _OnLoop:
+    """Who is told what an engine on a thread does, and the loop that it is told on."""
 
     loop: asyncio.AbstractEventLoop
-    on_progress: OnProgress
-    on_outputs: OnOutputs
-    on_death: OnDeath
+    listener: EngineListener
     ready: asyncio.Future[Ready]
     ended: asyncio.Event
 

@@ -120,6 +120,7 @@ def main(fd: int) -> int:
     # Terminals and supervisors signal the whole group; when to stop is the API process's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     link = _Link(socket.socket(fileno=fd))
     try:
         _serve(link)

@@ -11,19 +11,13 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rosellm.roseinfer.config import EngineConfig
-from rosellm.roseinfer.engine.client import (
-    OnDeath,
-    OnOutputs,
-    OnProgress,
-    OnRestart,
-    ProcessClient,
-    never,
-)
+from rosellm.roseinfer.engine.client import ProcessClient
+from rosellm.roseinfer.engine.listener import EngineListener, OnProgress
 from rosellm.roseinfer.errors import EngineDeadError, RosellmError
-from rosellm.roseinfer.messages import Abort, Add, Flush, Progress, Ready
+from rosellm.roseinfer.messages import Abort, Add, Flush, Outputs, Progress, Ready
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +32,6 @@ WINDOW_S = 300.0
 """Restarts are counted over the last so many seconds."""
 
 Launch = Callable[[EngineConfig], ProcessClient]
-
-
-@dataclass(frozen=True)
-class _Callbacks:
-    on_progress: OnProgress
-    on_outputs: OnOutputs
-    on_death: OnDeath
-    on_restart: OnRestart
 
 
 class Supervisor:
@@ -79,16 +65,9 @@ class Supervisor:
             return self._reason
         return "the engine does not answer" if self._silent else ""
 
-    async def start(
-        self,
-        *,
-        on_progress: OnProgress,
-        on_outputs: OnOutputs,
-        on_death: OnDeath,
-        on_restart: OnRestart = never,
-    ) -> Ready:
-        self._tell = _Callbacks(on_progress, on_outputs, on_death, on_restart)
-        self._ready = await self._load(on_progress)
+    async def start(self, listener: EngineListener) -> Ready:
+        self._listener = listener
+        self._ready = await self._load(listener.on_progress)
         # What was found room for is asked for again: then it is the same engine in every bit.
         model = replace(self._config.model, max_model_len=self._ready.max_model_len)
         self._config = replace(self._config, model=model)
@@ -116,25 +95,15 @@ class Supervisor:
             ModelError, EngineDeadError: it cannot, or does not get on.
         """
         loop = asyncio.get_running_loop()
-        advanced = loop.time()
         client = self._client
-
-        def note(progress: Progress) -> None:
-            nonlocal advanced
-            advanced = loop.time()
-            on_progress(progress)
-
-        starting = asyncio.ensure_future(
-            client.start(
-                on_progress=note,
-                on_outputs=self._tell.on_outputs,
-                on_death=lambda reason: self._lost(client, reason),
-            )
+        watch = _Watch(
+            loop.time, on_progress, self._listener, lambda reason: self._lost(client, reason)
         )
+        starting = asyncio.ensure_future(client.start(watch))
         try:
             while not starting.done():
                 await asyncio.wait({starting}, timeout=LOOK_S)
-                if loop.time() - advanced > LOAD_S:
+                if loop.time() - watch.advanced > LOAD_S:
                     raise EngineDeadError(f"the engine has not got on for {LOAD_S:.0f} s")
             ready = starting.result()
         finally:
@@ -146,6 +115,7 @@ class Supervisor:
         """A process has ended; only the present one's end is news."""
         if self._serving and client is self._client:
             self._serving, self._reason = False, reason
+            self._pay_back(self._listener.on_loss())
             self._tasks.append(asyncio.ensure_future(self._revive(reason)))
 
     async def _watch(self) -> None:
@@ -182,13 +152,13 @@ class Supervisor:
                 continue
             if ready.fingerprint == self._ready.fingerprint:
                 log.warning("the engine serves again")
-                self._tell.on_restart()
+                self._listener.on_restart()
                 return
             self._serving = False
             reason = "the engine came up with another fingerprint: has the model been replaced?"
             break
         self._reason = reason
-        self._tell.on_death(reason)
+        self._listener.on_death(reason)
 
     def _take_from_budget(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -199,9 +169,41 @@ class Supervisor:
         self._begun.append(now)
         return True
 
+    def _pay_back(self, restarts: int) -> None:
+        """The latest so many are not counted any more."""
+        for _ in range(min(restarts, len(self._begun))):
+            self._begun.pop()
+
     async def _end(self, *, now: bool) -> None:
         """Let go of the present process, dead or not."""
         if now:
             self._client.kill()
         with contextlib.suppress(OSError):
             await self._client.stop()
+
+
+class _Watch(EngineListener):
+    """Hears one process: how it gets on, and its end."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        on_progress: OnProgress,
+        listener: EngineListener,
+        lost: Callable[[str], None],
+    ) -> None:
+        self.advanced = clock()
+        self._clock = clock
+        self._report = on_progress
+        self._listener = listener
+        self._lost = lost
+
+    def on_progress(self, progress: Progress) -> None:
+        self.advanced = self._clock()
+        self._report(progress)
+
+    def on_outputs(self, outputs: Outputs) -> None:
+        self._listener.on_outputs(outputs)
+
+    def on_death(self, reason: str) -> None:
+        self._lost(reason)

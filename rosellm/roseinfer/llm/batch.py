@@ -10,7 +10,8 @@ from functools import partial
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.llm.gather import Gathered
 from rosellm.roseinfer.llm.progress_bar import OnCount
-from rosellm.roseinfer.server.generate import Job, Pipeline
+from rosellm.roseinfer.server.job import Job
+from rosellm.roseinfer.server.pipeline import Pipeline
 
 
 class Window:
@@ -77,7 +78,7 @@ async def _run(
     pipeline: Pipeline, gathered: Gathered, index: int, total: int, count: OnCount
 ) -> None:
     try:
-        with pipeline.generate([gathered.job]) as answer:
+        with await pipeline.generate([gathered.job]) as answer:
             read = len(gathered.job.prompt)
             async for delta in answer:
                 gathered.add(delta)

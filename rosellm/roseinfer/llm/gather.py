@@ -8,7 +8,8 @@ from typing import cast
 
 from rosellm.roseinfer.llm.results import Choice, Completion, FinishReason, TokenLogprob
 from rosellm.roseinfer.messages import Logprobs
-from rosellm.roseinfer.server.generate import Delta, Job, TokenLogprobs
+from rosellm.roseinfer.server.delta import Delta, TokenLogprobs
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.spelling import Spelling, text_of
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 

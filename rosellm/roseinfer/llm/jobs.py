@@ -13,7 +13,7 @@ from rosellm.roseinfer.llm.batch import located
 from rosellm.roseinfer.llm.inputs import Conversation, Prompt
 from rosellm.roseinfer.llm.params import SamplingParams
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
-from rosellm.roseinfer.server.generate import Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.schemas.fields import Body
 from rosellm.roseinfer.server.schemas.messages import Message, Messages
 from rosellm.roseinfer.server.service import Service

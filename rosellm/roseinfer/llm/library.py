@@ -36,8 +36,9 @@ from rosellm.roseinfer.llm.results import Completion, Embedding, Score
 from rosellm.roseinfer.llm.settings import read_settings
 from rosellm.roseinfer.llm.stream import Source, TextStream
 from rosellm.roseinfer.server.flags import Options
-from rosellm.roseinfer.server.generate import Job, Pipeline
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.load import load_service
+from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.server.service import Service
 
 Item = TypeVar("Item")

@@ -12,7 +12,7 @@ from rosellm.roseinfer.llm.inputs import Prompt
 from rosellm.roseinfer.llm.jobs import prompt_ids
 from rosellm.roseinfer.llm.params import SamplingParams
 from rosellm.roseinfer.llm.results import Score
-from rosellm.roseinfer.server.generate import Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.service import Service
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 

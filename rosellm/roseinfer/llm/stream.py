@@ -10,7 +10,10 @@ from rosellm.roseinfer.llm.batch import Window
 from rosellm.roseinfer.llm.gather import Gathered
 from rosellm.roseinfer.llm.loop_thread import LoopThread
 from rosellm.roseinfer.llm.results import Completion
-from rosellm.roseinfer.server.generate import Answer, Delta, Job, Pipeline
+from rosellm.roseinfer.server.answer import Answer
+from rosellm.roseinfer.server.delta import Delta
+from rosellm.roseinfer.server.job import Job
+from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
 
@@ -85,7 +88,7 @@ class Source:
             raise RequestError(f"a stream has one choice: n must be 1, not {job.n}", param="n")
         await window.enter(1)
         try:
-            return cls(pipeline.generate([job]), job, window)
+            return cls(await pipeline.generate([job]), job, window)
         except BaseException:
             window.leave(1)
             raise

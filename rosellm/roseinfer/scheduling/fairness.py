@@ -6,6 +6,8 @@ had nothing to wait for saves nothing up: its counter is lifted to the level at 
 are served by then. Among a tenant's own sequences the order is their rank. So no tenant is served
 less than another for asking less, and with one tenant the order is that of ranks alone.
 
+A tenant with a larger share is charged less for a token, and so is served that much more.
+
 A token is charged when it is computed for the first time: neither one that was found in the prefix
 cache, nor one that is computed again after a preemption. Counters change only with progress, and so
 two tenants cannot preempt each other for ever.
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
 
 
 class Tenant:
-    """One tenant's sequences that could be admitted, and what it has been served."""
+    """One tenant's sequences that could be admitted, and what it has been served for its share."""
 
-    __slots__ = ("_heap", "_ready", "name", "open", "served")
+    __slots__ = ("_heap", "_ready", "name", "open", "served", "share")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.served = 0.0
+        self.share = 1.0
         self.open = 0
         self._heap: list[tuple[Rank, Sequence]] = []
         self._ready = 0
@@ -81,9 +84,10 @@ class Queue:
         self.waiting = 0
         self.tokens = 0
 
-    def open(self, name: str) -> Tenant:
-        """The tenant of a request that comes in."""
+    def open(self, name: str, share: float = 1.0) -> Tenant:
+        """The tenant of a request that comes in, and its share from now on."""
         tenant = self._tenants.setdefault(name, Tenant(name))
+        tenant.share = share
         tenant.open += 1
         self._open += 1
         return tenant
@@ -144,7 +148,7 @@ class Queue:
         turns.update((tenant, prompts[0]) for tenant, prompts in running.items() if prompts)
         if not turns:
             return None
-        chosen = min(turns, key=lambda t: (t.served + planned.get(t, 0), turns[t].rank))
+        chosen = min(turns, key=lambda t: (t.served + planned.get(t, 0) / t.share, turns[t].rank))
         self._level = max(self._level, chosen.served)
         return chosen
 
@@ -154,7 +158,8 @@ class Queue:
         if end > first:
             inputs = max(0, min(end, sequence.prompt_len) - first)
             outputs = end - first - inputs
-            sequence.tenant.served += inputs + self._output_weight * outputs
+            tenant = sequence.tenant
+            tenant.served += (inputs + self._output_weight * outputs) / tenant.share
             sequence.charged = end
 
     def check(self, sequences: Iterable[Sequence]) -> None:

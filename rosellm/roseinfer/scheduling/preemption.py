@@ -45,7 +45,8 @@ class Preemption:
         self, tenant: Tenant, need: int, size: Callable[[Sequence], int], sketch: Sketch
     ) -> bool:
         """Preempt a sequence of another tenant, if that one was served more and holds so much more
-        that it is not the one with less afterwards; what a sequence holds, ``size`` says."""
+        that it is not the one with less afterwards, for its share; what a sequence holds, ``size``
+        says."""
         held: Counter[Tenant] = Counter()
         least_urgent: dict[Tenant, Sequence] = {}
         for sequence in sorted(self._roster.running.values(), key=lambda s: s.rank):
@@ -54,11 +55,13 @@ class Preemption:
         victims = [
             sequence
             for other, sequence in least_urgent.items()
-            if other.served > tenant.served and held[other] - size(sequence) >= held[tenant] + need
+            if other.served > tenant.served
+            and (held[other] - size(sequence)) / other.share >= (held[tenant] + need) / tenant.share
         ]
         if not victims:
             return False
-        return self._yield(max(victims, key=lambda s: (held[s.tenant], s.urgency)), sketch)
+        least = max(victims, key=lambda s: (held[s.tenant] / s.tenant.share, s.urgency))
+        return self._yield(least, sketch)
 
     def preempt(self, sequence: Sequence) -> None:
         """Give up the blocks; the tokens will be computed again, to the same bits."""

@@ -90,7 +90,9 @@ class Scheduler:
 
     def add(self, message: Add) -> None:
         """Queue a request. Choices after the first wait until its prompt is in the cache."""
-        request = self._arrivals.request(message, self.roster.queue.open(message.tenant))
+        request = self._arrivals.request(
+            message, self.roster.queue.open(message.tenant, message.share)
+        )
         self.roster.enter(request)
         if message.deadline is not None:
             self._deadlines.add(message.id, message.deadline)

@@ -58,6 +58,8 @@ def _checked(options: flags.Options) -> flags.Options:
     """With the keys, once it is clear that the server's own settings can work."""
     server = options.server
     keys = load_keys(server.api_key_file)
+    if server.api_key_file is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the event loop reads the file again
     if server.api_key_file is not None and (warning := exposure(server.api_key_file)):
         logs.say(f"warning: {warning}", warning)
     check_exposure(server, keys=bool(keys))

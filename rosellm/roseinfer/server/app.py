@@ -37,7 +37,7 @@ def create_app(
     served: Service | Host,
     api_key: str | None = None,
     *,
-    keys: Keys | None = None,
+    accounts: Accounts | None = None,
 ) -> FastAPI:
     """Everything a client can call.
 
@@ -45,7 +45,7 @@ def create_app(
         served: an ``LLM`` or an ``InferenceEngine``, which stays the caller's to use and to
             close; or a service that lives on the event loop that the application will run on.
         api_key: asked of every route but ``/health`` and the probes, where it is not empty.
-        keys: the same, where there are several or they have limits.
+        accounts: the same, where there are several keys or they have limits.
     """
     app = FastAPI(
         title="rosellm",
@@ -71,8 +71,8 @@ def create_app(
     if not isinstance(served, Service):
         app.add_middleware(Elsewhere, host=served)
     app.add_middleware(CancelOnDisconnect)
-    keys = keys or Keys.of(api_key)
-    if keys:
-        app.add_middleware(BearerAuth, accounts=Accounts(keys))
+    accounts = accounts or Accounts(Keys.of(api_key))
+    if accounts:
+        app.add_middleware(BearerAuth, accounts=accounts)
     app.add_middleware(RequestLog)  # added last, so it is outermost
     return app

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from msgspec import UNSET, UnsetType
 
 from rosellm.roseinfer.server.collect import Whole
-from rosellm.roseinfer.server.generate import Delta, Job
+from rosellm.roseinfer.server.delta import Delta
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.logprobs import chat_logprobs, prompt_logprobs
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.chat import ChatRequest

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, UnsetType
 
 from rosellm.roseinfer.messages import Logprobs
-from rosellm.roseinfer.server.generate import Answer, Delta, Finish, Job, TokenLogprobs
+from rosellm.roseinfer.server.answer import Answer
+from rosellm.roseinfer.server.delta import Delta, Finish, TokenLogprobs
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.schemas.responses import (
     CompletionTokensDetails,
     PromptTokensDetails,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rosellm.roseinfer.messages import Logprobs
 from rosellm.roseinfer.server.collect import Whole
-from rosellm.roseinfer.server.generate import Delta, Finish, Job, TokenLogprobs
+from rosellm.roseinfer.server.delta import Delta, Finish, TokenLogprobs
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.logprobs import LegacyLogprobs, Scored, prompt_logprobs
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.completions import CompletionRequest

@@ -70,6 +70,7 @@ class EdgeProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._refused = False
         self._begun = False  # whether a byte of a request has come
+        self._head_complete = False
         self._header_bytes = 0
         self._receipt = _Deadline(self.loop, self.limits.receipt_s, self._receipt_is_late)
         self._stall = _Deadline(self.loop, self.limits.stall_s, lambda: self.transport.abort())
@@ -104,7 +105,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._begun, self._header_bytes = True, 0
+        self._begun, self._head_complete, self._header_bytes = True, False, 0
         self._receipt.start()
 
     def on_url(self, url: bytes) -> None:
@@ -117,7 +118,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
             limit = f"{MAX_HEADERS} fields and {MAX_HEADER_BYTES >> 10} KB"
             self._give_up(431, f"the headers are more than {limit}")
-        super().on_header(name, value)
+        if not self._head_complete:  # fields behind a body are nobody's: they would change the head
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         hosts = [value for name, value in self.headers if name == b"host"]
@@ -125,10 +127,12 @@ class EdgeProtocol(HttpToolsProtocol):
             self._give_up(400, "a request has one Host header")
         if hosts and not _HOST.fullmatch(hosts[0].strip()):
             self._give_up(400, "the Host header is not a host's name")
+        self._head_complete = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._receipt.stop()
+        self._head_complete = False
         super().on_message_complete()
 
     def _give_up(self, status: int, message: str) -> None:
@@ -144,17 +148,17 @@ class EdgeProtocol(HttpToolsProtocol):
             self._receipt.start()
         elif not self._begun:
             self.transport.close()
-        elif self._answering:
-            self.transport.abort()
         else:
             limit = f"{self.limits.receipt_s:g} s"
             self._refuse(408, f"the request did not arrive within {limit}", "request_timeout")
 
     @property
     def _answering(self) -> bool:
-        """Whether the answer to a request has begun before all of the request was there."""
+        """Whether an answer is on its way, or was given before all of its request was there."""
         cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and cycle.response_started
+        if cycle is None or not cycle.response_started:
+            return False
+        return self._head_complete or not cycle.response_complete
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -167,9 +171,13 @@ class EdgeProtocol(HttpToolsProtocol):
     # -- refusing ----------------------------------------------------------------------------
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answer in the application's place and read no more."""
+        """Answer in the application's place and read no more; hang up where that would be read as
+        part of another answer."""
         self._refused = True
         self._receipt.stop()
+        if self._answering:
+            self.transport.abort()
+            return
         error = RequestError(message, status=status, code=code)
         body = to_json(error_body(error))
         head = [

@@ -146,13 +146,7 @@ def add_flags(target: argparse.ArgumentParser) -> None:
     target.formatter_class = Help
     target.usage = "%(prog)s [MODEL] [options]"
     add_model(target)
-    target.add_argument(
-        "--config",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="TOML file with any of the settings below, named like the flags but with underscores;"
-        " ROSELLM_ variables come before it, and flags before both",
-    )
+    add_config_file(target)
     for config in CONFIGS:
         add_group(target, config)
     _add_shorthands(target)
@@ -164,6 +158,17 @@ def add_model(target: argparse.ArgumentParser) -> None:
     target.add_argument("model", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help=help)
 
 
+def add_config_file(target: argparse.ArgumentParser) -> None:
+    """Add ``--config``, for commands that go by ``settings_of``."""
+    target.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="TOML file with any of the server's settings, named like its flags but with"
+        " underscores; ROSELLM_ variables come before it, and flags before both",
+    )
+
+
 def options(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Options:
     """The configuration that parsed flags amount to, over the environment's and a file's.
 
@@ -171,14 +176,26 @@ def options(given: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
         ConfigError: flags contradict each other, a value is out of its range, or the environment
             or the file says what is no setting.
     """
-    values = settings(given.get("config"), environment) | _expand_shorthands(dict(given))
-    engine = EngineConfig(
+    values = settings_of(given, environment)
+    engine = engine_config(values)
+    check_model(engine.model)
+    return Options(engine, build(SamplingDefaults, values), build(ServerConfig, values))
+
+
+def settings_of(
+    given: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """Parsed flags over the environment's settings and a file's; for the errors see ``options``."""
+    return settings(given.get("config"), environment) | _expand_shorthands(dict(given))
+
+
+def engine_config(values: Mapping[str, Any]) -> EngineConfig:
+    """What of these is the engine's; for the errors see ``options``."""
+    return EngineConfig(
         model=model_config(values),
         cache=build(CacheConfig, values),
         scheduler=build(SchedulerConfig, values),
     )
-    check_model(engine.model)
-    return Options(engine, build(SamplingDefaults, values), build(ServerConfig, values))
 
 
 def parse(argv: Sequence[str]) -> Options:

@@ -22,7 +22,8 @@ from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.messages import Ready
 from rosellm.roseinfer.server.call import Call
-from rosellm.roseinfer.server.generate import Delta, Finish, Job
+from rosellm.roseinfer.server.delta import Delta, Finish
+from rosellm.roseinfer.server.job import Job
 
 log = logging.getLogger(__name__)
 

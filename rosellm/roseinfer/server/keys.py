@@ -24,6 +24,7 @@ DEFAULT_NAME = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 MOST_LIMIT = 10**12
+MOST_SHARE = 100
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,17 @@ class Key:
     Attributes:
         name: who asks with it; the tenant of its requests.
         digest: SHA-256 of the key.
+        share: of the engine's time, beside others who want it too; most have 1.
     """
 
     name: str
     digest: bytes
     limits: KeyLimits = KeyLimits()
+    share: float = 1.0
 
 
 LIMITS = tuple(field.name for field in fields(KeyLimits))
-FIELDS = ("key", "sha256", *LIMITS)
+FIELDS = ("key", "sha256", *LIMITS, "share")
 
 
 class Keys:
@@ -63,8 +66,8 @@ class Keys:
         """One key without limits, or none where it is empty."""
         return cls([Key(DEFAULT_NAME, digest(secret.encode()))] if secret else ())
 
-    def __bool__(self) -> bool:
-        return bool(self._keys)
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys)
@@ -132,7 +135,8 @@ def _key(where: str, name: str, table: Any) -> Key:
     limits = {
         field: _limit(f"{spoken}.{field}", table[field]) for field in LIMITS if field in table
     }
-    return Key(name, _digest_of(spoken, table), KeyLimits(**limits))
+    share = _share(f"{spoken}.share", table.get("share", 1))
+    return Key(name, _digest_of(spoken, table), KeyLimits(**limits), share)
 
 
 def _digest_of(spoken: str, table: Mapping[str, Any]) -> bytes:
@@ -159,6 +163,12 @@ def _limit(spoken: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MOST_LIMIT:
         raise ConfigError(f"{spoken} must be an integer from 1 on; left out, there is no limit")
     return value
+
+
+def _share(spoken: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 1 / MOST_SHARE <= value <= MOST_SHARE:
+        raise ConfigError(f"{spoken} must be a number from {1 / MOST_SHARE:g} to {MOST_SHARE}")
+    return float(value)
 
 
 def _check_distinct(keys: Iterable[Key], file: str | None) -> None:

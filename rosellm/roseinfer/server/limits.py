@@ -17,7 +17,7 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.keys import Key, KeyLimits, Keys
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.server.generate import Delta
+    from rosellm.roseinfer.server.delta import Delta
 
 Clock = Callable[[], float]
 """Seconds, from any beginning on, that never go back."""
@@ -61,6 +61,13 @@ class Bucket:
         self._level = min(self._full, self._level + (now - self._at) * self.per_minute / 60.0)
         self._at = now
 
+    def resize(self, per_minute: int) -> None:
+        """Another rate from now on. What has been taken stays taken."""
+        with self._lock:
+            self._fill()
+            self._level = min(per_minute, self._level + per_minute - self.per_minute)
+            self.per_minute, self._full = per_minute, float(per_minute)
+
     def headers(self, what: str) -> Iterator[tuple[str, str]]:
         """OpenAI's three, as https://platform.openai.com/docs/guides/rate-limits has them."""
         yield f"x-ratelimit-limit-{what}", str(self.per_minute)
@@ -76,13 +83,25 @@ class Account:
     """
 
     def __init__(self, key: Key | None = None, clock: Clock = time.monotonic) -> None:
-        limits = KeyLimits() if key is None else key.limits
-        requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
         self.tenant = "" if key is None else key.name
-        self._requests = Bucket(requests, clock) if requests else None
-        self._tokens = Bucket(tokens, clock) if tokens else None
-        self._most_open = limits.max_concurrent
+        self._clock = clock
+        self._requests: Bucket | None = None
+        self._tokens: Bucket | None = None
         self._open = 0
+        self.hold_to(KeyLimits() if key is None else key.limits, 1.0 if key is None else key.share)
+
+    def hold_to(self, limits: KeyLimits, share: float) -> None:
+        """What it is granted from now on; what it has used up stays used up."""
+        self.share = share
+        self._requests = self._bucket(self._requests, limits.requests_per_minute)
+        self._tokens = self._bucket(self._tokens, limits.tokens_per_minute)
+        self._most_open = limits.max_concurrent
+
+    def _bucket(self, present: Bucket | None, per_minute: int | None) -> Bucket | None:
+        if present is None or per_minute is None:
+            return Bucket(per_minute, self._clock) if per_minute else None
+        present.resize(per_minute)
+        return present
 
     def enter(self, *, spends: bool) -> None:
         """Begin a request, which ``leave`` ends.
@@ -177,8 +196,25 @@ class Accounts:
     """The account of each key."""
 
     def __init__(self, keys: Keys, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
+        self.replace(keys)
+
+    def __bool__(self) -> bool:
+        """Whether anybody is asked for a key."""
+        return bool(self._keys)
+
+    def replace(self, keys: Keys) -> None:
+        """Other keys from now on. A name that stays keeps its account, and who is inside stays."""
+        kept = self._accounts
         self._keys = keys
-        self._accounts = {key.name: Account(key, clock) for key in keys}
+        self._accounts = {key.name: self._account(kept.get(key.name), key) for key in keys}
+
+    def _account(self, present: Account | None, key: Key) -> Account:
+        if present is None:
+            return Account(key, self._clock)
+        present.hold_to(key.limits, key.share)
+        return present
 
     def of(self, sent: bytes) -> Account | None:
         """Whose key it is that was sent, if anybody's."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from rosellm.roseinfer.config import QUEUED_CACHES
-from rosellm.roseinfer.engine.client import EngineClient, OnProgress
+from rosellm.roseinfer.engine.client import EngineClient
+from rosellm.roseinfer.engine.listener import OnProgress
 from rosellm.roseinfer.loading.open import check_checkpoint
 from rosellm.roseinfer.server.defaults import Defaults, load_defaults
 from rosellm.roseinfer.server.flags import Options
-from rosellm.roseinfer.server.generate import Pipeline
 from rosellm.roseinfer.server.journal import Journal, build_of
+from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.server.prompts import Prompts, TextTools
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.sampling import MAX_CHOICES

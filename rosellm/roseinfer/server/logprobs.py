@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import UNSET, UnsetType
 
 from rosellm.roseinfer.messages import Logprobs
-from rosellm.roseinfer.server.generate import TokenLogprobs
+from rosellm.roseinfer.server.delta import TokenLogprobs
 from rosellm.roseinfer.server.schemas.responses import (
     ChatLogprobs,
     CompletionLogprobs,

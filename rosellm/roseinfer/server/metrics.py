@@ -26,7 +26,8 @@ from rosellm.roseinfer.server.loop_lag import LoopLag
 from rosellm.roseinfer.server.state_metrics import OWN, Source, State
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.server.generate import Delta, Job
+    from rosellm.roseinfer.server.delta import Delta
+    from rosellm.roseinfer.server.job import Job
 
 VLLM = "vllm:"
 LABELS = ["model_name"]
@@ -278,11 +279,16 @@ class _Both(Collector):
 
 
 def _under(prefix: str, family: Metric) -> Metric:
-    """A family under a prefix, without the times at which its series were made."""
+    """A family under a prefix, without the times at which its series were made.
+
+    vLLM numbers its engines; here there is one.
+    """
     name = family.name.replace(OWN, prefix, 1)
     copy = Metric(name, family.documentation, family.type, family.unit)
     copy.samples = [
-        sample._replace(name=sample.name.replace(OWN, prefix, 1))
+        sample._replace(
+            name=sample.name.replace(OWN, prefix, 1), labels={**sample.labels, "engine": "0"}
+        )
         for sample in family.samples
         if not sample.name.endswith("_created")
     ]

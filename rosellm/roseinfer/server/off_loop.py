@@ -1,8 +1,9 @@
-"""Work that could hold up the event loop is done in a thread."""
+"""Work that could hold up the event loop is done in a thread, or in slices."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,7 +11,22 @@ from pydantic import BaseModel
 
 INLINE = 2048  # characters or tokens: a millisecond or two at most
 
+SLICE_S = 0.005
+
 T = TypeVar("T")
+
+
+class Slices:
+    """Work that has to be done on the loop; between its slices others have their turn."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + SLICE_S
+
+    async def pause(self) -> None:
+        """Called often; does nothing until the slice is used up."""
+        if time.monotonic() >= self._until:
+            await asyncio.sleep(0)
+            self._until = time.monotonic() + SLICE_S
 
 
 def weight(*values: Any) -> int:

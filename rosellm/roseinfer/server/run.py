@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
-
-import uvicorn
 
 from rosellm.roseinfer import logs
 from rosellm.roseinfer.demo import ABOUT
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Progress
-from rosellm.roseinfer.server import edge, listen, report
+from rosellm.roseinfer.server import listen, report
 from rosellm.roseinfer.server.app import create_app
-from rosellm.roseinfer.server.cors import Cors
 from rosellm.roseinfer.server.flags import Options
 from rosellm.roseinfer.server.gate import Gate
+from rosellm.roseinfer.server.limits import Accounts
 from rosellm.roseinfer.server.load import load_service
 from rosellm.roseinfer.server.notify import notify, watch
+from rosellm.roseinfer.server.reload import keys_on_hangup
 from rosellm.roseinfer.server.service import Service
-from rosellm.roseinfer.server.tls import tls_files
+from rosellm.roseinfer.server.web_server import web_server
 
 log = logging.getLogger(__name__)
 
 MOURNING_S = 3.0  # /health says 503 this long after the engine's death, for load balancers to see
-FAREWELL_S = 5  # for the last bytes of answers to leave
 
 T = TypeVar("T")
 
@@ -43,8 +40,16 @@ def run(options: Options, sock: socket.socket, client: EngineClient) -> int:
 
 
 async def _live(options: Options, sock: socket.socket, client: EngineClient) -> int:
+    accounts = Accounts(options.keys)
+    with keys_on_hangup(accounts, options.server.api_key_file):
+        return await _listen(options, sock, client, accounts)
+
+
+async def _listen(
+    options: Options, sock: socket.socket, client: EngineClient, accounts: Accounts
+) -> int:
     stop, gate = _StopSignals(), Gate()
-    server = _server(gate, options)
+    server = web_server(gate, options.server, gate.refused)
     listen.listen(sock)
     answering = asyncio.ensure_future(server.serve(sockets=[sock]))
     service: Service | None = None
@@ -55,7 +60,7 @@ async def _live(options: Options, sock: socket.socket, client: EngineClient) -> 
         if service is None:
             return 0
         with service.metrics.loop_lag.measured():
-            return await _serve(service, sock, gate, stop, options)
+            return await _serve(service, sock, gate, stop, options, accounts)
     finally:
         server.should_exit = True
         await answering
@@ -80,10 +85,15 @@ def _about(options: Options) -> str:
 
 
 async def _serve(
-    service: Service, sock: socket.socket, gate: Gate, stop: _StopSignals, options: Options
+    service: Service,
+    sock: socket.socket,
+    gate: Gate,
+    stop: _StopSignals,
+    options: Options,
+    accounts: Accounts,
 ) -> int:
     """Serve until told to stop, or until the engine is dead for good. Returns the exit code."""
-    gate.open(create_app(service, keys=options.keys), service.metrics.reject)
+    gate.open(create_app(service, accounts=accounts), service.metrics.reject)
     about, needs_key = _about(options), bool(options.keys)
     url = listen.url(sock, "https" if options.server.tls_cert else "http")
     text = report.summary(service.name, service.ready, url, needs_key=needs_key, about=about)
@@ -109,38 +119,6 @@ async def _first(*events: Coroutine[Any, Any, object]) -> int:
     for task in tasks:
         task.cancel()
     return done.index(True)
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, which would end the process by the signal."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(gate: Gate, options: Options) -> _Server:
-    asked = options.server
-    limits = edge.Limits(
-        connections=asked.max_connections,
-        receipt_s=asked.request_timeout_s,
-        stall_s=asked.stall_timeout_s,
-    )
-    tls = tls_files(asked)
-    return _Server(
-        uvicorn.Config(
-            Cors(gate, asked.cors_origin) if asked.cors_origin else gate,
-            http=edge.protocol(limits, gate.refused),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=FAREWELL_S,
-            ssl_certfile=tls.cert,
-            ssl_keyfile=tls.key,
-        )
-    )
 
 
 class _StopSignals:

@@ -16,12 +16,14 @@ import rosellm
 from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.messages import Ready
+from rosellm.roseinfer.server.answer import Answer, Watcher
 from rosellm.roseinfer.server.call import Call
-from rosellm.roseinfer.server.generate import Answer, Job, Pipeline, Watcher
 from rosellm.roseinfer.server.grammars import Grammars
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.journal import Journal, Record
 from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.metrics import Metrics
+from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
 from rosellm.roseinfer.server.schemas.answering import AnswerFields
@@ -145,6 +147,7 @@ class Service:
         ready, pipeline = self.ready, self.pipeline
         source = Source(
             lambda: pipeline.stats,
+            lambda: pipeline.step_sizes,
             lambda: pipeline.restarts,
             lambda: pipeline.engine_pid,
             build={
@@ -185,7 +188,7 @@ class Service:
         deadline = None if seconds is None else call.arrived + seconds
         return [replace(job, deadline=deadline) for job in jobs]
 
-    def answer(self, jobs: Sequence[Job], call: Call, timeout: float | None = None) -> Answer:
+    async def answer(self, jobs: Sequence[Job], call: Call, timeout: float | None = None) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``.
 
         Args:
@@ -200,15 +203,19 @@ class Service:
         watchers: list[Watcher] = [self.metrics.watch(jobs), call.timeline.watch(jobs)]
         if self.journal is not None:
             watchers.append(Record(self.journal, self.ready.fingerprint, call, jobs))
-        return self.begin(jobs, call.account, watchers)
+        return await self.begin(jobs, call.account, watchers)
 
-    def begin(
+    async def begin(
         self, jobs: Sequence[Job], account: Account, watchers: Sequence[Watcher] = ()
     ) -> Answer:
         """``Pipeline.generate`` for a tenant, whose tokens it takes."""
         spending = account.spend(sum(len(job.prompt) for job in jobs))
-        own = [replace(job, tenant=account.tenant) for job in jobs]
-        return self.pipeline.generate(own, [*watchers, spending])
+        own = [replace(job, tenant=account.tenant, share=account.share) for job in jobs]
+        try:
+            return await self.pipeline.generate(own, [*watchers, spending])
+        except Exception as error:  # what is refused costs nothing
+            spending.see(error)
+            raise
 
     def timings(self, asked: AnswerFields, call: Call) -> MaybeTimings:
         """Where the request's time went so far, if it asks for that."""

@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from rosellm.roseinfer.messages import Stats
+from rosellm.roseinfer.server.step_sizes import StepSizes
 
 OWN = "rosellm:"
 
@@ -28,6 +33,7 @@ class Source:
 
     Attributes:
         stats: gives the engine's state after its last step.
+        steps: gives the sizes of the engine's steps so far.
         restarts: gives how many engines have taken a dead one's place.
         engine_pid: gives the engine's process, if it has one of its own.
         build: what runs, as labels.
@@ -35,6 +41,7 @@ class Source:
     """
 
     stats: Callable[[], Stats]
+    steps: Callable[[], StepSizes] = lambda: StepSizes()
     restarts: Callable[[], int] = int
     engine_pid: Callable[[], int | None] = no_pid
     build: Mapping[str, str] = field(default_factory=dict)
@@ -51,6 +58,7 @@ class State(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine(self._source.stats())
+        yield self._steps(self._source.steps())
         yield self._counter(
             "engine_restarts", "Engines that took a dead one's place.", self._source.restarts()
         )
@@ -89,6 +97,13 @@ class State(Collector):
             ),
         ):
             yield self._counter(name, about, value)
+
+    def _steps(self, sizes: StepSizes) -> Metric:
+        family = HistogramMetricFamily(
+            f"{OWN}iteration_tokens_total", "Tokens of the engine's steps.", labels=["model_name"]
+        )
+        family.add_metric([self._model], sizes.buckets(), sizes.tokens)
+        return family
 
     def _memory(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(

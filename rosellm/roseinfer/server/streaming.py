@@ -8,8 +8,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rosellm.roseinfer.server.answer import Answer
 from rosellm.roseinfer.server.error_body import as_request_error, error_body
-from rosellm.roseinfer.server.generate import Answer
 from rosellm.roseinfer.server.schemas.responses import to_json
 
 DONE = b"data: [DONE]\n\n"

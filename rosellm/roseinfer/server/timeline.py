@@ -18,7 +18,8 @@ from rosellm.roseinfer.messages import Timings
 from rosellm.roseinfer.server.schemas.responses import RequestTimings
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.server.generate import Delta, Job
+    from rosellm.roseinfer.server.delta import Delta
+    from rosellm.roseinfer.server.job import Job
 
 Phase = Literal["receive", "tokenise", "grammar", "engine", "respond", "client"]
 ENGINE_PHASES = ("grammar", "queue", "prefill", "decode", "preempted")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rosellm.roseinfer.config import ServerConfig
 from rosellm.roseinfer.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 
 class TlsFiles(NamedTuple):
@@ -21,6 +24,20 @@ def tls_files(config: ServerConfig) -> TlsFiles:
     return TlsFiles(
         *(path and str(Path(path).expanduser()) for path in (config.tls_cert, config.tls_key))
     )
+
+
+def load_tls(config: ServerConfig) -> SSLContext | None:
+    """What https is served with; None where http is.
+
+    Raises:
+        OSError: the files have changed since they were checked.
+    """
+    cert, key = tls_files(config)
+    if cert is None:
+        return None
+    context = _context()
+    context.load_cert_chain(cert, key)
+    return context
 
 
 def check_tls(config: ServerConfig) -> None:
@@ -50,9 +67,9 @@ def _check_readable(flag: str, path: str) -> None:
 
 
 def _check_pair(cert: str, key: str | None) -> None:
-    import ssl  # which a server without https need not load
+    import ssl
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _context()
     spoken = f"--tls-cert {shown(cert)}"
     if key is not None:
         spoken += f" with --tls-key {shown(key)}"
@@ -66,6 +83,12 @@ def _check_pair(cert: str, key: str | None) -> None:
         context.load_cert_chain(cert, key, passphrase)
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ConfigError(f"{spoken}: {_reason(error, encrypted=bool(asked))}") from None
+
+
+def _context() -> SSLContext:
+    import ssl  # which a server without https need not load
+
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
 def _reason(error: Exception, *, encrypted: bool) -> str:

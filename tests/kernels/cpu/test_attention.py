@@ -27,6 +27,12 @@ HEADS = [
     (2, 1, 256),
     (33, 1, 6),
 ]
+QUICK = [(6, 2, 10), (7, 1, 3), (9, 9, 31), (8, 4, 128), (2, 1, 256)]
+ANY_HEADS = pytest.mark.parametrize(
+    "heads",
+    [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in HEADS],
+    ids=str,
+)
 # of values of about 1: as much as rounding weights that add up to 1 to bf16 can come to
 BF16_ERROR = 0.02
 
@@ -49,7 +55,7 @@ def assert_equals_dense(made: Sequences, parts, error: float = 1e-5) -> None:
         torch.testing.assert_close(found.double(), wanted, rtol=error, atol=error)
 
 
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+@ANY_HEADS
 def test_equals_dense_attention(sequences, level, heads: Heads):
     rng = random.Random(0)
     for block_size, window in [(16, None), (1, 1), (7, 37), (64, 6), (4, 200)]:
@@ -165,7 +171,7 @@ def test_the_output_may_replace_the_queries(sequences, library, level):
         assert torch.equal(q, torch.cat(made.attend(parts)).flatten(1))
 
 
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+@ANY_HEADS
 def test_an_int8_cache(sequences, level, heads: Heads):
     """Windows, both directions, capped scores; and bits are the rows' own."""
     error = BF16_ERROR if level == "avx512" else 1e-5

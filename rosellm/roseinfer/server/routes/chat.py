@@ -8,10 +8,11 @@ from functools import partial
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
+from rosellm.roseinfer.server.answer import Answer
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.chat_choices import ChatChoices
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
-from rosellm.roseinfer.server.generate import Answer, Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.rendering import rendering
 from rosellm.roseinfer.server.schemas.chat import ChatRequest
@@ -34,7 +35,7 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     service.check_choices(1, body.choices)
     job = await _job(body, service, call.timeline)
     tally = Tally.of([job])
-    answer = service.answer([job], call, body.timeout)
+    answer = await service.answer([job], call, body.timeout)
     head = service.head("chatcmpl", body, call)
     choices = ChatChoices(body, job, job.reader(service.prompts.tokenizer))
     if body.stream:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from fastapi import APIRouter, Response
 
+from rosellm.roseinfer.server.answer import Answer
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.completion_choices import CompletionChoices
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
-from rosellm.roseinfer.server.generate import Answer, Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.json_response import json_response
+from rosellm.roseinfer.server.off_loop import Slices
 from rosellm.roseinfer.server.schemas.completions import CompletionRequest
 from rosellm.roseinfer.server.schemas.responses import Completion, MaybeTimings
 from rosellm.roseinfer.server.service import Served, Service
@@ -32,7 +33,7 @@ async def create_completion(body: CompletionRequest, service: Served, call: Call
     service.check_choices(len(body.prompts), body.made)
     jobs = await _jobs(body, service, call.timeline)
     tally = Tally.of(jobs)
-    answer = service.answer(jobs, call, body.timeout)
+    answer = await service.answer(jobs, call, body.timeout)
     head = service.head("cmpl", body, call)
     choices = CompletionChoices(body, jobs, jobs[0].reader(service.prompts.tokenizer))
     if body.stream:
@@ -58,10 +59,10 @@ async def _jobs(body: CompletionRequest, service: Service, timeline: Timeline) -
         )
     with timeline.during("grammar"):
         grammar = await service.grammar(body)
-    jobs = []
+    jobs, slices = [], Slices()
     for prompt in prompts:
         jobs.append(_job(body, prompt, grammar, service))
-        await asyncio.sleep(0)  # others have their turn
+        await slices.pause()
     return jobs
 
 

@@ -11,7 +11,7 @@ from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.server.call import Call, Called
 from rosellm.roseinfer.server.collect import Tally, collect
-from rosellm.roseinfer.server.generate import Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.off_loop import off_loop
 from rosellm.roseinfer.server.schemas.embeddings import EmbeddingRequest
@@ -64,7 +64,7 @@ def _check_dimensions(asked: int | None, size: int) -> None:
 async def _vectors(jobs: Sequence[Job], tally: Tally, service: Service, call: Call) -> list[bytes]:
     found = []
     for wave in _waves(jobs, min(WAVE, service.max_choices), service.max_prompt_tokens // 4):
-        answer = service.begin(wave, call.account, [call.timeline.watch(wave)])
+        answer = await service.begin(wave, call.account, [call.timeline.watch(wave)])
         for whole in await collect(answer, tally):
             assert whole.vector is not None, "a finished job of this kind has a vector"
             found.append(whole.vector)

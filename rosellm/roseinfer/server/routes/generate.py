@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Response
 
+from rosellm.roseinfer.server.answer import Answer
 from rosellm.roseinfer.server.call import Called
 from rosellm.roseinfer.server.collect import Tally, collect
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_GENERATE
-from rosellm.roseinfer.server.generate import Answer, Job
+from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.schemas.generate import GenerateRequest
 from rosellm.roseinfer.server.schemas.responses import Generated
@@ -26,7 +27,7 @@ async def generate(body: GenerateRequest, service: Served, call: Called) -> Resp
     service.check_generates(param=None)
     with call.timeline.during("tokenise"):
         job = await _job(body, service)
-    answer = service.answer([job], call, body.timeout)
+    answer = await service.answer([job], call, body.timeout)
     if body.stream:
         await answer.begin()
         return Streamed(answer, _text(answer), "text/plain")

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from rosellm.roseinfer.config import UnknownParameters
-from rosellm.roseinfer.server.generate import Finish
+from rosellm.roseinfer.server.delta import Finish
 
 to_json = msgspec.json.Encoder().encode
 
