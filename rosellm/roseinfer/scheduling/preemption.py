@@ -60,8 +60,8 @@ class Preemption:
         ]
         if not victims:
             return False
-        least = max(victims, key=lambda s: (held[s.tenant] / s.tenant.share, s.urgency))
-        return self._yield(least, sketch)
+        greediest = max(victims, key=lambda s: (held[s.tenant] / s.tenant.share, s.urgency))
+        return self._yield(greediest, sketch)
 
     def preempt(self, sequence: Sequence) -> None:
         """Give up the blocks; the tokens will be computed again, to the same bits."""
