@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from rosellm.roseinfer.cache import manager
 from rosellm.roseinfer.messages import Output
+from rosellm.roseinfer.scheduling.sequence import Request, Sequence
 from rosellm.roseinfer.step import StepPlan
 from tests.scheduling.fake import END, Harness
 
@@ -394,6 +396,32 @@ def test_blocks_of_an_aborted_request_outlive_its_plan() -> None:
     harness.run()
     assert harness.answer(next_one) == harness.alone(next_one)
     harness.check_drained()
+
+
+def test_what_has_ended_is_freed_without_the_garbage_collector() -> None:
+    """It runs when many objects wait for it, whatever they weigh: a grammar's state is one."""
+    harness = Harness(max_num_seqs=2, num_blocks=8)
+    gc.disable()
+    try:
+        before = kept()
+        harness.add([0, 1, 1, 0, 1], n=3, max_tokens=9, prediction=[1, 0, 1])
+        harness.add([0], timeout=0.0)
+        harness.add([1, 1], n=2)
+        harness.run()
+        abandoned = harness.add([1] * 4, n=2)
+        followed = harness.add([1] * 9, n=2)
+        harness.submit()
+        harness.abort(abandoned)
+        harness.abort(followed)
+        harness.complete()
+        assert kept() == before
+    finally:
+        gc.enable()
+
+
+def kept() -> int:
+    """Requests and sequences that are still there, in this process."""
+    return sum(isinstance(each, Request | Sequence) for each in gc.get_objects())
 
 
 def test_aborted_requests_leave_the_queue() -> None:

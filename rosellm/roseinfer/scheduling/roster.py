@@ -59,7 +59,7 @@ class Roster:
         self.queue.offer_again(sequence)
 
     def end(self, request: Request) -> None:
-        for sequence in request.sequences:
+        for sequence in list(request.sequences):
             if not sequence.finished:
                 self.finish(sequence)
 
@@ -72,6 +72,7 @@ class Roster:
         if sequence.request.unfinished == 0:
             del self.requests[sequence.request.id]
             self.queue.close(sequence.tenant)
+            sequence.request.let_go()
         self.forget_if_idle(sequence)
 
     def forget_if_idle(self, sequence: Sequence) -> None:

@@ -29,6 +29,12 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     followers: list[Sequence] = field(default_factory=list)
 
+    def let_go(self) -> None:
+        """All have ended. They refer to the request: what refers back would leave them, and the
+        states of their grammars, to a collector that knows nothing of what those weigh."""
+        self.sequences.clear()
+        self.followers.clear()
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:
