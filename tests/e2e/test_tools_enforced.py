@@ -97,7 +97,7 @@ def test_the_demo_model(demo: Server) -> None:
 
 @pytest.mark.skipif(not bfcl.FOLDER.is_dir(), reason="no ../shared/data beside this checkout")
 @pytest.mark.parametrize("every", [130, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model", ["random_model", "demo"])
+@pytest.mark.parametrize("model", ["demo", pytest.param("random_model", marks=pytest.mark.slow)])
 def test_tools_of_the_leaderboard(request: pytest.FixtureRequest, model: str, every: int) -> None:
     server: Server = request.getfixturevalue(model)
     tools = list(bfcl.tools())

@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def undisturbed(server: Server, *, tokens: int = 48, again: bool = True) -> Iterator[None]:
+def undisturbed(server: Server, *, tokens: int = 24, again: bool = True) -> Iterator[None]:
     """Around a fault: who is served beside it gets the same tokens, and it leaves nothing behind.
 
     Args:

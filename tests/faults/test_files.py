@@ -80,7 +80,9 @@ def _describe(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|endoftext|>"}))
 
 
-@pytest.mark.parametrize("first", range(0, 300, 50))
+@pytest.mark.parametrize(
+    "first", [0, 50, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (150, 200, 250))]
+)
 def test_hostile_files_are_taken_in_or_refused(first: int, pristine: Path) -> None:
     assert not [
         wrong for seed in range(first, first + 50) if (wrong := loading.verdict(seed, pristine))

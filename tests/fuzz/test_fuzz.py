@@ -19,7 +19,7 @@ def test_request_bodies(target: Target) -> None:
         path, body = request
         check(target.send("POST", path, body))
 
-    try_many(requests(), attempt, few=100, share=0.8)
+    try_many(requests(), attempt, few=60, share=0.8)
 
 
 def test_what_is_made_is_mostly_served(target: Target) -> None:
@@ -77,4 +77,4 @@ def test_the_servers_own_description(target: Target, api: Any) -> None:
         check(target.runner.run(target.client.request(**sent)))
 
     for operation in operations:
-        try_many(operation.as_strategy(), attempt, few=3, share=0.1 / len(operations))
+        try_many(operation.as_strategy(), attempt, few=2, share=0.1 / len(operations))

@@ -168,7 +168,10 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    "width",
+    [*WIDTHS[::2], *(pytest.param(width, marks=pytest.mark.slow) for width in WIDTHS[1::2])],
+)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation(name: str, width: int, dtype: torch.dtype) -> None:
     op, naive = ACTIVATIONS[name]

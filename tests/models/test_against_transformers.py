@@ -30,14 +30,14 @@ LLAMA: dict[str, dict[str, Any]] = {
     "odd sizes": {"hidden_size": 45, "num_attention_heads": 3, "num_key_value_heads": 3,
                   "head_dim": 6, "intermediate_size": 57, "vocab_size": 101,
                   "num_hidden_layers": 3},
-    "tied, odd vocabulary": {"tie_word_embeddings": True, "vocab_size": 83, "hidden_size": 60},
     "mlp_bias": {"mlp_bias": True, "attention_bias": True},
     "rope_parameters": {"rope_theta": None,
                         "rope_parameters": {"rope_type": "default", "rope_theta": 777.0}},
-    "sharded": {"shards": 3},
 }  # fmt: skip
 
 LLAMA_SLOW: dict[str, dict[str, Any]] = {
+    "tied, odd vocabulary": {"tie_word_embeddings": True, "vocab_size": 83, "hidden_size": 60},
+    "sharded": {"shards": 3},
     "one kv head": {"num_key_value_heads": 1},
     "as many kv heads as heads": {"num_attention_heads": 5, "num_key_value_heads": 5,
                                   "hidden_size": 40, "intermediate_size": 172},
@@ -56,10 +56,10 @@ GPT2: dict[str, dict[str, Any]] = {
     "gelu_new": {},
     "gelu": {"activation_function": "gelu"},
     "odd sizes": {"n_embd": 45, "n_head": 3, "n_inner": 57, "vocab_size": 101, "n_layer": 3},
-    "untied": {"tie_word_embeddings": False},
 }
 
 GPT2_SLOW: dict[str, dict[str, Any]] = {
+    "untied": {"tie_word_embeddings": False},
     "gelu_pytorch_tanh": {"activation_function": "gelu_pytorch_tanh"},
     "n_inner": {"n_inner": 172},
     "many heads": {"n_head": 12},

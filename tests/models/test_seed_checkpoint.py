@@ -143,8 +143,15 @@ PROMPT_LENGTHS = [1, 40, 7, 90, 16]
 PREFIXES = ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."]
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(
+    ("prefix", "stored"),
+    [
+        *((prefix, torch.bfloat16) for prefix in PREFIXES),
+        (PREFIXES[0], torch.float32),
+        *(pytest.param(prefix, torch.float32, marks=pytest.mark.slow) for prefix in PREFIXES[1:]),
+    ],
+    ids=str,
+)
 def test_token_for_token(prefix: str, stored: torch.dtype, tmp_path: Path) -> None:
     model = make_model(stored)
     path = save(tmp_path / "step1.pt", model, prefix=prefix, dtype=stored)

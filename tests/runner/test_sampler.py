@@ -153,18 +153,24 @@ def test_equal_logprobs_come_in_order_of_id(run: Run) -> None:
 # -- distribution -----------------------------------------------------------------
 
 
+MIXES: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.6},
+    {"temperature": 1.8, "top_k": 12},
+    {"top_p": 0.8},
+    {"min_p": 0.05, "top_p": 0.95},
+]
+
+
 @pytest.mark.parametrize(
-    "params",
+    ("key", "params"),
     [
-        {},
-        {"temperature": 0.6},
-        {"temperature": 1.8, "top_k": 12},
-        {"top_p": 0.8},
-        {"min_p": 0.05, "top_p": 0.95},
+        pytest.param(key, params, marks=pytest.mark.slow if params and key != "seed" else ())
+        for key in ("position", "seed", "choice")
+        for params in MIXES
     ],
     ids=str,
 )
-@pytest.mark.parametrize("key", ["position", "seed", "choice"])
 def test_draws_follow_the_distribution(run: Run, key: str, params: dict[str, Any]) -> None:
     """20 000 draws over one part of the noise's key."""
     draws = 20_000

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def specified(name: str) -> dict[str, Any]:
     return found
 
 
+@cache
 def _schemas() -> dict[str, Any]:
     schemas: dict[str, Any] = json.loads((SPECIFICATION / "openapi.json").read_text())
     found: dict[str, Any] = schemas["components"]["schemas"]

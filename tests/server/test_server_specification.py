@@ -222,7 +222,7 @@ def test_chats_with_calls_and_reasoning(official: dict[str, Any], text: str) -> 
         body = (await server.chat(**fields)).json()
         check(official, "CreateChatCompletionResponse", body)
         strictly(ChatCompletion, body)
-        for options in USAGES:
+        for options in (USAGES[0], USAGES[-1]):  # all of them are above
             response = await server.chat(**fields, stream=True, stream_options=options)
             chunks = whole_stream(response)
             for chunk in chunks:

@@ -38,7 +38,12 @@ FORMS: list[dict[str, Any]] = [
     {"quantization": "int4", "head_quantization": "int4", "kv_cache_dtype": "int8"},
 ]
 
-forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
+QUICK = (FORMS[0], FORMS[3], FORMS[4], FORMS[6])
+forms = pytest.mark.parametrize(
+    "form",
+    [pytest.param(form, marks=() if form in QUICK else pytest.mark.slow) for form in FORMS],
+    ids=lambda form: "-".join(form.values()),
+)
 
 
 @pytest.fixture(autouse=True)
