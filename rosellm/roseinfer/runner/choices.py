@@ -77,6 +77,7 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     recipe = resolve.resolve_quantization(config.model, described.recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
     ops = choose_ops(device, config.model.kernels)
+    resolve.check_fp8(ops.lacks, recipe, kv_dtype)
     with torch.device("meta"):
         model = described.architecture.build(ops, spec)
     model.hold(recipe)
