@@ -15,10 +15,10 @@ from typing import Any, Literal
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Kernels = Literal["auto", "reference"]
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 UnknownParameters = Literal["reject", "warn"]
-HeadQuantization = Literal["auto", "none", "int8", "int4"]
-KVCacheDType = Literal["auto", "int8"]
+HeadQuantization = Literal["auto", "none", "int8", "int4", "fp8"]
+KVCacheDType = Literal["auto", "int8", "fp8"]
 ToolParser = Literal[
     "auto",
     "none",
@@ -94,10 +94,11 @@ class ModelConfig:
     )
     dtype: DType = option("auto", "type of weights and KV cache; auto keeps the checkpoint's")
     quantization: Quantization = option(
-        "none", "hold the blocks' weights in so many bits; none holds them as they are stored"
+        "none", "hold the blocks' weights in 8 or 4 bits; none holds them as they are stored"
     )
     head_quantization: HeadQuantization = option(
-        "auto", "the same for the head; auto is int8 where the blocks are quantised"
+        "auto",
+        "the same for the head; auto is fp8 beside fp8, int8 where blocks are quantised else",
     )
     device: Device = option("auto", "auto takes a CUDA device where there is one")
     kernels: Kernels = option(

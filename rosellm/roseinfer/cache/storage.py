@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 SCALE_TYPE = torch.float32
-"""Of the scales of a cache in int8."""
+"""Of the scales of a cache in 8 bits."""
+
+
+def is_scaled(dtype: torch.dtype) -> bool:
+    """Whether numbers of a cache in that type are codes with a scale for each head of a token."""
+    return dtype.itemsize == 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class KVGroup:
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """In a cache of that type, scales included."""
         head = self.head_dim * dtype.itemsize
-        if dtype == torch.int8:
+        if is_scaled(dtype):
             head += SCALE_TYPE.itemsize
         return 2 * len(self.layers) * self.kv_heads * head
 
@@ -45,7 +50,7 @@ class KVTensor:
 
     Attributes:
         data: [slots, kv heads, D].
-        scales: [slots, kv heads] where data is int8, whose numbers are code * scale; else None.
+        scales: [slots, kv heads] where data has 8 bits, whose numbers are code * scale; else None.
     """
 
     data: Tensor
@@ -61,7 +66,7 @@ class KVStorage:
 
     Args:
         num_blocks: of each group.
-        dtype: what numbers are held in; int8 takes scales beside them.
+        dtype: what numbers are held in; 8 bits take scales beside them.
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class KVStorage:
 
 
 def _empty(heads: tuple[int, int], dim: int, dtype: torch.dtype, device: torch.device) -> KVTensor:
-    scales = _zeros(heads, SCALE_TYPE, device) if dtype == torch.int8 else None
+    scales = _zeros(heads, SCALE_TYPE, device) if is_scaled(dtype) else None
     return KVTensor(_zeros((*heads, dim), dtype, device), scales)
 
 

@@ -65,7 +65,8 @@ def build_engine(
         plan = _measured(made, plan.max_model_len, free, CudaMeter(device))
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, made.kv_dtype, device)
     promised = ops.invariant and backend.invariant
-    invariant = promised and model.rows_are_independent(dtype, device)
+    agreed = promised and ops.agree(dtype, device)
+    invariant = agreed and model.rows_are_independent(dtype, device)
     facts = Ready(
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab_size,

@@ -51,7 +51,9 @@ def write_folder(
         raise ModelError(f"{config.model}: quantised already; name the model it was made from")
     recipe = resolve.resolve_quantization(config, None)
     if recipe == Recipe():
-        raise ConfigError("nothing to do: pass --quantization int8 or int4")
+        raise ConfigError("nothing to do: pass --quantization int8, int4 or fp8")
+    if passage and any(each and each.kind == "float" for each in (recipe.layers, recipe.head)):
+        raise ConfigError("--calibrate: codes are chosen by a text in int8 and int4, not in fp8")
     architecture = find_architecture(checkpoint.architecture)
     spec = architecture.read_config(checkpoint.config)
     with torch.device("meta"):

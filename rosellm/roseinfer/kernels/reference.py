@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rosellm.roseinfer.cache.storage import KVTensor
+from rosellm.roseinfer.kernels import float8
 from rosellm.roseinfer.quant.formats import Format
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
@@ -226,17 +227,21 @@ def write_kv(cache: KVTensor, slots: Tensor, values: Tensor) -> None:
     if cache.scales is None:
         cache.data.index_copy_(0, slots, values.to(cache.data.dtype))
         return
-    codes, scales = kv_codes(values)
-    cache.data.index_copy_(0, slots, codes)
+    codes, scales = kv_codes(values, cache.data.dtype)
+    # as bytes: few operations know floats of 8 bits
+    cache.data.view(torch.uint8).index_copy_(0, slots, codes.view(torch.uint8))
     cache.scales.index_copy_(0, slots, scales)
 
 
-def kv_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+def kv_codes(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
     """Heads [..., D] in int8, and their scales [...] in fp32: the largest number becomes 127.
+    In e4m3 it becomes 448.
 
     What is no number makes the scale none, so that whoever reads the head sees it; where the
     scale has no reciprocal in fp32, all codes are 0.
     """
+    if dtype == float8.TYPE:
+        return float8.rows_to_codes(x)
     wide = x.float()
     scales = wide.abs().amax(-1) / 127
     inverse = torch.where(scales >= torch.finfo(torch.float32).tiny, 1 / scales, 0.0)
@@ -246,7 +251,9 @@ def kv_codes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def read_kv(cache: KVTensor, rows: Tensor) -> Tensor:
     """Heads [N, D] of a cache in fp32, where row = slot * kv heads + head."""
-    heads = cache.data.flatten(0, 1).index_select(0, rows).float()
+    stored = cache.data.flatten(0, 1)
     if cache.scales is None:
-        return heads
+        return stored.index_select(0, rows).float()
+    codes: Tensor = stored.view(torch.uint8).index_select(0, rows).view(stored.dtype)
+    heads = codes.float()
     return heads * cache.scales.flatten().index_select(0, rows)[:, None]

@@ -81,6 +81,8 @@ class Ops:
         held_bytes: memory of a packed weight [rows, columns] of a type, or quantised.
         identity: what else of it its results depend on: instructions, and the build.
         packed: how such weights can be kept in a file; None if not.
+        agree: tries on the device, for a type, whether the kernels keep what ``invariant`` says.
+        lacks: in words, why it cannot have weights or a cache in fp8; None if it can.
     """
 
     name: str
@@ -103,6 +105,8 @@ class Ops:
     lay_out: Callable[[Sequence[LogitRow], int, Upload], Any] = lambda rows, size, upload: None
     identity: str = ""
     packed: PackedForm | None = None
+    agree: Callable[[torch.dtype, torch.device], bool] = lambda _dtype, _device: True
+    lacks: str | None = None
 
 
 def choose_ops(device: torch.device, wanted: Kernels = "auto") -> Ops:
@@ -164,4 +168,5 @@ def native_ops(library: Library) -> Ops:
         held_bytes=native.held_bytes,
         identity=library.identity,
         packed=native,
+        lacks="the CPU's native kernels have none",
     )

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_FLOAT8 = "F8_E4M3"
+_FLOAT8_METHODS = ("fp8", "fbgemm_fp8")
+_QUANTIZED = "quantization_config"
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 
 
@@ -33,14 +36,16 @@ def open_folder(folder: Path) -> Checkpoint:
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f"{folder / CONFIG}: no architectures; is it the config of a whole model?")
     files = _files(folder)
-    dtype, num_bytes = _survey(files)
+    kinds, num_bytes = _survey(files)
     quantized = read_section(config, str(folder / CONFIG))
+    is_fp8 = quantized is None and _FLOAT8 in kinds
+    dtype = _computed_in(config) if is_fp8 else _DTYPES.get(kinds.most_common(1)[0][0], "float32")
     return Checkpoint(
         architecture=names[0],
-        config=config,
+        config=_without_fp8(config) if is_fp8 else config,
         dtype=quantized.dtype if quantized else dtype,
         num_bytes=num_bytes,
-        tensors=lambda: _tensors(files),
+        tensors=lambda: _plain(files, config, dtype) if is_fp8 else _tensors(files),
         pooling=read_pooling(folder),
         recipe=quantized.recipe if quantized else None,
     )
@@ -106,8 +111,8 @@ def _is_pointer(path: Path) -> bool:
         return False
 
 
-def _survey(files: list[Path]) -> tuple[str, int]:
-    """The type that most tensors have, and the size of all."""
+def _survey(files: list[Path]) -> tuple[Counter[str], int]:
+    """How many numbers there are of each type, and the size of all."""
     kinds: Counter[str] = Counter()
     num_bytes = 0
     for path in files:
@@ -121,7 +126,30 @@ def _survey(files: list[Path]) -> tuple[str, int]:
                 num_bytes += size * _BYTES.get(piece.get_dtype(), 1)
     if not kinds:
         raise ModelError(f"{files[0]}: holds no tensors")
-    return _DTYPES.get(kinds.most_common(1)[0][0], "float32"), num_bytes
+    return kinds, num_bytes
+
+
+def _without_fp8(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as it is for plain numbers; of other ways to quantise, the model complains."""
+    about = config.get(_QUANTIZED)
+    about = about if isinstance(about, dict) else {}
+    method = about.get("quant_method")
+    known = method in _FLOAT8_METHODS or about.get("format") == "float-quantized"
+    return {key: value for key, value in config.items() if key != _QUANTIZED or not known}
+
+
+def _computed_in(config: dict[str, Any]) -> str:
+    """The type that a checkpoint in fp8 stands for."""
+    said = config.get("dtype") or config.get("torch_dtype")
+    return str(said) if said in _DTYPES.values() else "bfloat16"
+
+
+def _plain(files: list[Path], config: dict[str, Any], dtype: str) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    from rosellm.roseinfer.loading.float8 import plain_tensors
+
+    return plain_tensors(_tensors(files), config, getattr(torch, dtype))
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:

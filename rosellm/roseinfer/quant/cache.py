@@ -45,7 +45,7 @@ def entry_of(model: str, recipe: Recipe, dtype: str, layout: str | None) -> Path
 
 
 def _label(format: Format | None) -> str:
-    return f"int{format.bits}" if format else "plain"
+    return format.label if format else "plain"
 
 
 def _files(source: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Bits = Literal[4, 8]
+Kind = Literal["int", "float"]
 
 PART = 32
 """Columns that share a step and an offset in 4 bits."""
@@ -17,6 +18,7 @@ WIDEST = 256
 """Columns that may share a scale."""
 
 _SCALE_BYTES = 2  # fp16
+_ROW_SCALE_BYTES = 4  # fp32: a row's scale has no part in the codes' range
 _PART_BYTES = 2  # a step and an offset, a byte each
 
 
@@ -27,13 +29,19 @@ class Format:
     Attributes:
         bits: of a number.
         group: neighbours in a row that share a scale, the row's last group perhaps fewer: a
-            multiple of ``PART`` up to ``WIDEST``.
+            multiple of ``PART`` up to ``WIDEST``; 0 for floats, of which a whole row does.
+        kind: whole numbers, or e4m3 floats of 8 bits (``kernels.float8``).
     """
 
     bits: Bits
     group: int
+    kind: Kind = "int"
 
     def __post_init__(self) -> None:
+        if self.kind == "float":
+            if (self.bits, self.group) != (8, 0):
+                raise ValueError("floats have 8 bits, and a scale for each row")
+            return
         if not 0 < self.group <= WIDEST or self.group % PART:
             raise ValueError(f"groups of {self.group}: must be a multiple of {PART} up to {WIDEST}")
 
@@ -44,11 +52,22 @@ class Format:
         >>> Format(4, 128).name
         'int4 in groups of 128'
         """
+        if self.kind == "float":
+            return "fp8 with a scale for each row"
         return f"int{self.bits} in groups of {self.group}"
+
+    @property
+    def label(self) -> str:
+        """In a word.
+
+        >>> Format(8, 0, "float").label
+        'fp8'
+        """
+        return "fp8" if self.kind == "float" else f"int{self.bits}"
 
     def groups(self, columns: int) -> int:
         """How many scales a row has."""
-        return -(-columns // self.group)
+        return -(-columns // self.group) if self.group else 1
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row's codes: two of 4 bits in one, the last one perhaps alone."""
@@ -57,7 +76,8 @@ class Format:
     def num_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a matrix with all that belongs to it."""
         parts = _PART_BYTES * parts_of(columns) if self.bits == 4 else 0
-        return rows * (self.row_bytes(columns) + _SCALE_BYTES * self.groups(columns) + parts)
+        scale = _ROW_SCALE_BYTES if self.kind == "float" else _SCALE_BYTES
+        return rows * (self.row_bytes(columns) + scale * self.groups(columns) + parts)
 
 
 def parts_of(columns: int) -> int:
@@ -65,7 +85,7 @@ def parts_of(columns: int) -> int:
     return -(-columns // PART)
 
 
-FORMATS = {"int8": Format(8, 32), "int4": Format(4, 128)}
+FORMATS = {"int8": Format(8, 32), "int4": Format(4, 128), "fp8": Format(8, 0, "float")}
 """What the names of ``--quantization`` stand for."""
 
 

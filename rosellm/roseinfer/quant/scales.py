@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rosellm.roseinfer.kernels.cpu.library import Library, load
+from rosellm.roseinfer.kernels.float8 import rows_to_codes
 from rosellm.roseinfer.quant.formats import PART, Format, parts_of
 from rosellm.roseinfer.quant.native import search4
 from rosellm.roseinfer.quant.tensor import (
@@ -92,6 +93,8 @@ def quantize(
         search: whether to look for better scales than those of rounding to nearest.
     """
     columns = weight.shape[1]
+    if format.kind == "float":
+        return _floats(weight, format)
     if search and format.bits == 4 and weight.device.type == "cpu":
         library = load()
         if isinstance(library, Library):
@@ -104,6 +107,14 @@ def quantize(
         scales = groups.search() if search else groups.nearest()
         parts.append(groups.quantized(scales))
     return join(parts)
+
+
+def _floats(weight: Tensor, format: Format) -> QuantizedTensor:
+    """The largest number of a row becomes the largest code: floats are as fine at any scale, so
+    there is little to search for."""
+    parts = [rows_to_codes(rows) for rows in weight.split(max(1, _CHUNK // weight.shape[1]))]
+    codes, scales = (torch.cat(part) for part in zip(*parts, strict=True))
+    return QuantizedTensor(format, weight.shape[1], codes, scales[:, None])
 
 
 def join(parts: list[QuantizedTensor]) -> QuantizedTensor:

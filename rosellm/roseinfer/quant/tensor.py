@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.kernels import float8
 from rosellm.roseinfer.quant.formats import PART, Format, parts_of
 
 MOST_CODE8, MOST_CODE4, MOST_STEP = 127, 15, 15
@@ -24,14 +25,16 @@ class QuantizedTensor:
 
     In 8 bits a number is ``scale * code``, in 4 ``scale * (step * code + offset - 128)``: the
     group has a grid of 256 points, of which a part of 32 columns uses 16 at equal distances; so
-    products can be of 8-bit whole numbers, and a scale is needed once a group.
+    products can be of 8-bit whole numbers, and a scale is needed once a group. Of floats a number
+    is ``scale * code`` too, the scale that of its row.
 
     Attributes:
         format: bits, and columns a group.
         columns: K.
         data: 8 bits: int8 [N, K], codes from -127 to 127. 4 bits: uint8 [N, (K + 1) // 2], codes
-            from 0 to 15, two columns in a byte with the even one in the low half.
-        scales: fp16 [N, groups].
+            from 0 to 15, two columns in a byte with the even one in the low half. Floats: e4m3
+            [N, K].
+        scales: fp16 [N, groups]; of floats fp32 [N, 1].
         steps: 4 bits: uint8 [N, parts], from 0 to 15.
         offsets: 4 bits: uint8 [N, parts], such that 15 * step + offset <= 255.
     """
@@ -68,11 +71,14 @@ class QuantizedTensor:
         return self._each(lambda part: part.to(device))
 
     def is_sound(self) -> bool:
-        """Whether scales are finite, and steps and offsets keep to the grid; for what is read."""
+        """Whether scales and floats are finite, and steps and offsets keep to the grid; for what is
+        read."""
         if self.steps is not None and self.offsets is not None:
             last = self.steps.short() * MOST_CODE4 + self.offsets
             if (self.steps > MOST_STEP).any() or (last > MOST_POINT).any():
                 return False
+        if self.format.kind == "float" and (self.data.view(torch.uint8) & 127 == 127).any():
+            return False  # a code that is no number
         return bool(self.scales.isfinite().all())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> QuantizedTensor:
@@ -80,7 +86,7 @@ class QuantizedTensor:
         return QuantizedTensor(self.format, self.columns, **parts)
 
     def codes(self) -> Tensor:
-        """The codes [N, K], one in a byte: int8 in 8 bits, uint8 in 4."""
+        """The codes [N, K], one in a byte: int8 in 8 bits, uint8 in 4; e4m3."""
         if self.format.bits == 8:
             return self.data
         pairs = torch.stack([self.data & 15, self.data >> 4], dim=-1)
@@ -99,7 +105,7 @@ class QuantizedTensor:
         if self.steps is not None and self.offsets is not None:
             points = points * self._spread(self.steps, PART)
             points = points + self._spread(self.offsets, PART) - ZERO
-        return points * self._spread(self.scales, self.format.group)
+        return points * self._spread(self.scales, self.format.group or self.columns)
 
     def _spread(self, each: Tensor, size: int) -> Tensor:
         """What so many columns have together, at each of them: fp32 [N, K]."""
@@ -111,6 +117,8 @@ def pieces(
     format: Format, rows: int, columns: int
 ) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
     """Shape and type of each of ``QuantizedTensor.named_parts`` of a matrix."""
+    if format.kind == "float":
+        return {"scales": ((rows, 1), torch.float32), "data": ((rows, columns), float8.TYPE)}
     found = {"scales": ((rows, format.groups(columns)), torch.float16)}
     if format.bits == 4:
         for name in ("steps", "offsets"):

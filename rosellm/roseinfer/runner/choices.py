@@ -88,6 +88,7 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
     overlap, overlap_decision = resolve.resolve_overlap(config.scheduler, device)
     ops = choose_ops(device, config.model.kernels)
+    resolve.check_fp8(ops.lacks, recipe, kv_dtype)
     backend = ops.attention(config.cache.block_size, device)
     graphs, graph_decisions = resolve.resolve_cuda_graphs(config.model, spec, backend, device)
     with torch.device("meta"):

@@ -11,6 +11,7 @@ from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import KVGroup
 from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from rosellm.roseinfer.errors import ConfigError
+from rosellm.roseinfer.kernels import float8
 from rosellm.roseinfer.messages import Decision
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.quant.formats import FORMATS, Recipe
@@ -19,6 +20,7 @@ _CPU_SHARE = 0.5
 _CPU_STEP_TOKENS = 512
 _GPU_STEP_TOKENS = 4096
 _GIB = 1 << 30
+_KV_TYPES = {"int8": torch.int8, "fp8": float8.TYPE}
 
 
 def resolve_device(config: ModelConfig) -> tuple[torch.device, Decision]:
@@ -67,7 +69,8 @@ def resolve_kv_dtype(
             "one step to the next, so there is nothing to save; leave the flag out"
         )
     reason = "asked for; a scale for each head of a token"
-    return torch.int8, [Decision("KV dtype", config.kv_cache_dtype, reason)]
+    decision = Decision("KV dtype", config.kv_cache_dtype, reason)
+    return _KV_TYPES[config.kv_cache_dtype], [decision]
 
 
 def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
@@ -78,7 +81,7 @@ def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
     """
     layers, head = config.quantization, config.head_quantization
     if head == "auto":
-        head = "none" if layers == "none" else "int8"
+        head = layers if layers in ("none", "fp8") else "int8"
     asked = Recipe(FORMATS.get(layers), FORMATS.get(head))
     if stored is None:
         return asked
@@ -88,6 +91,27 @@ def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
             "leave the flags for that out, or name the model it was made from"
         )
     return stored
+
+
+def check_fp8(lacks: str | None, recipe: Recipe, kv_dtype: torch.dtype) -> None:
+    """Refuse fp8 where kernels do not know it.
+
+    Args:
+        lacks: why they do not; None if they do.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    if lacks is None:
+        return
+    asked = {
+        "--quantization": recipe.layers == FORMATS["fp8"],
+        "--head-quantization": recipe.head == FORMATS["fp8"],
+        "--kv-cache-dtype": kv_dtype == float8.TYPE,
+    }
+    flag = next((flag for flag, is_so in asked.items() if is_so), None)
+    if flag is not None:
+        raise ConfigError(f"{flag} fp8: {lacks}; use int8, or --kernels reference, which is slow")
 
 
 def explain_quantization(recipe: Recipe, reason: str) -> Sequence[Decision]:

@@ -155,5 +155,3 @@ def to_cache(
         **EXACT,
     )
     return q
-
-

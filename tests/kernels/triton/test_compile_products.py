@@ -1,0 +1,56 @@
+"""Every product is compiled for cards that are not here: Triton's interpreter forgives more."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+SHARED = {80: 163 << 10, 90: 227 << 10}
+"""Bytes that a program may have (CUDA C++ Programming Guide, technical specifications)."""
+
+
+def compiled(cache: Path, which: str, *capabilities: int) -> list[dict[str, Any]]:
+    program = [sys.executable, "-W", "ignore", "-m", "tests.kernels.triton.compile_products"]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    told = subprocess.run(
+        [*program, which, *map(str, capabilities)],
+        env={**environment, "TRITON_CACHE_DIR": str(cache)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+def assert_sound(kernels: list[dict[str, Any]]) -> None:
+    """Each became machine code, keeps its sums in registers, and multiplies by the one instruction
+    that all tiles share: what a row's bits rest on."""
+    for each in kernels:
+        assert each["cubin"] > 0
+        assert not each["spilled"], each
+        assert each["shared"] <= SHARED[each["capability"]], each
+        if each["kernel"] == "finish" or "fp32" in each["kernel"]:
+            assert each["instructions"] == []
+        elif each["capability"] == 90:
+            assert each["instructions"] == ["wgmma.mma_async m64 k16"], each
+        else:
+            assert each["instructions"] == ["mma m16 k16"], each
+
+
+def test_a_few_kernels(tmp_path):
+    assert_sound(compiled(tmp_path, "few", 90))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("capability", SHARED)
+def test_every_kernel(tmp_path, capability):
+    assert_sound(compiled(tmp_path, "every", capability))
