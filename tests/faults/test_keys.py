@@ -394,6 +394,25 @@ def test_keys_are_read_again_on_a_hangup_while_answers_go_on(keyed: Server, fold
     assert ask(keyed, "newcomer").status_code == 401
 
 
+def test_what_is_no_http_is_one_line_of_the_log(keyed: Server, folder: Path) -> None:
+    def lines() -> list[str]:
+        return (folder / "log").read_text().splitlines()
+
+    httpx.get(f"{keyed.url}/livez", headers={"x-request-id": "the-line-before"})
+    until(lambda: any("the-line-before" in line for line in lines()))
+    before = len(lines())
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n"
+    assert say(keyed, b"NONSENSE\r\n\r\n").status == 400
+    assert say(keyed, b"GET /livez HTTP/1.1\r\nHost: here\r\n" + upgrade + b"\r\n").status == 200
+    until(lambda: len(lines()) >= before + 2)
+    time.sleep(0.1)
+    told = lines()[before:]
+    assert len(told) == 2, told
+    refused, answered = told
+    assert "refused: 400" in refused
+    assert "GET /livez 200" in answered
+
+
 # -- other pages, other keys -----------------------------------------------------------------
 
 

@@ -195,6 +195,19 @@ def test_a_body_that_is_too_large() -> None:
     asyncio.run(test())
 
 
+def test_a_body_in_another_coding() -> None:
+    async def test() -> None:
+        async with serving(says("x")) as server:
+            for coding, status in (("gzip", 415), ("Identity", 200), ("br, gzip", 415)):
+                server.client.headers["content-encoding"] = coding
+                answer = await server.chat()
+                assert answer.status_code == status
+                if status != 200:
+                    assert "content encoding" in error_of(answer, 415)["message"]
+
+    asyncio.run(test())
+
+
 def test_missing_and_misspelt_fields() -> None:
     async def test() -> None:
         async with serving(says("x")) as server:

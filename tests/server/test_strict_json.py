@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosellm.roseinfer.server import strict_json
+from tests.examples import examples
 
 TRICKY = st.text(alphabet='a:[],{}"\\\n', max_size=8)
 VALUES = st.recursive(
@@ -52,7 +53,7 @@ def refusal(body: bytes, **limits: int) -> str:
     return ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(VALUES, st.sampled_from([None, 1]))
 def test_counts_are_those_of_the_value(value: Any, indent: int | None) -> None:
     body = json.dumps([value], indent=indent, ensure_ascii=False).encode()

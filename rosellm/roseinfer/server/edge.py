@@ -31,7 +31,7 @@ MAX_TARGET_BYTES = 8 << 10
 SEND_BUFFER_BYTES = 256 << 10
 _LINGER_S = 2.0
 # RFC 3986's host and port, without its escapes, which no client sends.
-_HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
+_HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._begun = False  # whether a byte of a request has come
         self._head_complete = False
         self._header_bytes = 0
+        self._shown = False  # whether the parser has shown anything of the latest bytes
+        self._kept = 0  # bytes of which it has shown nothing
         self._receipt = _Deadline(self.loop, self.limits.receipt_s, self._receipt_is_late)
         self._stall = _Deadline(self.loop, self.limits.stall_s, lambda: self.transport.abort())
 
@@ -95,8 +97,15 @@ class EdgeProtocol(HttpToolsProtocol):
     # -- reading -----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            super().data_received(data)
+        """Parse it. A field is shown by the parser when it is complete, and kept until then: what
+        grows without an end is given up here."""
+        if self._refused:
+            return
+        self._shown = False
+        super().data_received(data)
+        self._kept = 0 if self._shown else self._kept + len(data)
+        if self._kept > MAX_HEADER_BYTES and not self._refused:
+            self._refuse(431, f"one field is more than {MAX_HEADER_BYTES >> 10} KB", "invalid_http")
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when its parser gives up, our own refusals among the causes."""
@@ -104,16 +113,19 @@ class EdgeProtocol(HttpToolsProtocol):
             self._refuse(400, "this is not valid HTTP", "invalid_http")
 
     def on_message_begin(self) -> None:
+        self._shown = True
         super().on_message_begin()
         self._begun, self._head_complete, self._header_bytes = True, False, 0
         self._receipt.start()
 
     def on_url(self, url: bytes) -> None:
+        self._shown = True
         super().on_url(url)
         if len(self.url) > MAX_TARGET_BYTES:
             self._give_up(414, f"the request's target is longer than {MAX_TARGET_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._shown = True
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
             limit = f"{MAX_HEADERS} fields and {MAX_HEADER_BYTES >> 10} KB"
@@ -127,10 +139,18 @@ class EdgeProtocol(HttpToolsProtocol):
             self._give_up(400, "a request has one Host header")
         if hosts and not _HOST.fullmatch(hosts[0].strip()):
             self._give_up(400, "the Host header is not a host's name")
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and [each.strip().lower() for each in codings] != [b"chunked"]:
+            self._give_up(400, "the only transfer coding that is read is chunked")
         self._head_complete = True
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._shown = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._shown = True
         self._receipt.stop()
         self._head_complete = False
         super().on_message_complete()

@@ -113,12 +113,15 @@ class _Client:
         message = await self._receive()
         if not message.get("more_body"):
             self._body_read.set()
+        if message["type"] == "http.disconnect":  # before all of the body was there
+            self._gone.set()
+            await asyncio.get_running_loop().create_future()  # until the work is cancelled
         return message
 
     async def leave(self) -> None:
         """Return once the client has gone."""
         await self._body_read.wait()
-        while (await self._receive())["type"] != "http.disconnect":
+        while not self._gone.is_set() and (await self._receive())["type"] != "http.disconnect":
             pass
         self._gone.set()
 

@@ -39,6 +39,7 @@ class StrictRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             limit: int = self.app.state.service.max_body
+            self._check_coding(self.headers.get("content-encoding", ""))
             said = self.headers.get("content-length", "")
             self._check_size(int(said) if said.isdecimal() else 0, limit)
             body = bytearray()
@@ -47,6 +48,11 @@ class StrictRequest(Request):
                 self._check_size(len(body), limit)
             self._body = bytes(body)
         return self._body
+
+    @staticmethod
+    def _check_coding(coding: str) -> None:
+        if coding.strip().lower() not in ("", "identity"):
+            raise HTTPException(415, "send the body as it is, without a content encoding")
 
     @staticmethod
     def _check_size(size: int, limit: int) -> None:

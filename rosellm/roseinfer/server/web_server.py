@@ -89,6 +89,7 @@ def web_server(app: ASGIApp, asked: ServerConfig, on_refusal: Callable[[int], No
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # it would say again what has its line: a request that is no HTTP
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=FAREWELL_S,
