@@ -17,6 +17,7 @@ from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.engine.load import Source, fill
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary, load_vocabulary
 from rosellm.roseinfer.loading.assign import Place
+from rosellm.roseinfer.loading.checkpoint import Checkpoint
 from rosellm.roseinfer.loading.identity import begin_hashing
 from rosellm.roseinfer.loading.open import open_checkpoint
 from rosellm.roseinfer.messages import Decision, Progress, Ready
@@ -33,16 +34,21 @@ from rosellm.roseinfer.text.load import load_tokenizer
 
 
 def build_engine(
-    config: EngineConfig, on_progress: Callable[[Progress], None] = lambda _: None
+    config: EngineConfig,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    checkpoint: Checkpoint | None = None,
 ) -> EngineCore:
     """Load the model and stand the engine up.
+
+    Args:
+        checkpoint: where weights come from, if not from the config's model; for benchmarks.
 
     Raises:
         ModelError: the checkpoint cannot be served.
         ConfigError: the config cannot be met.
     """
     on_progress(Progress("opening"))
-    checkpoint = open_checkpoint(config.model.model)
+    checkpoint = checkpoint or open_checkpoint(config.model.model)
     architecture = find_architecture(checkpoint.architecture)
     spec = architecture.read_config(checkpoint.config).with_pooling(checkpoint.pooling)
     made = choose(config, Described(architecture, spec, checkpoint.dtype, checkpoint.recipe))

@@ -17,6 +17,7 @@ from typing import Protocol
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import QUEUED_CACHES, SchedulerConfig
 from rosellm.roseinfer.engine.pace import Pace
+from rosellm.roseinfer.engine.shortage import Shortage
 from rosellm.roseinfer.grammar.compiler import Compiler, Wanted
 from rosellm.roseinfer.grammar.masks import Bits, Masker
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
@@ -33,7 +34,7 @@ from rosellm.roseinfer.request import MAX_SEED
 from rosellm.roseinfer.scheduling.intake import SEE_LOG
 from rosellm.roseinfer.scheduling.limits import Limits
 from rosellm.roseinfer.scheduling.scheduler import Scheduler
-from rosellm.roseinfer.step import StepPlan, StepResult, WorkResult
+from rosellm.roseinfer.step import StepPlan, StepResult, Work, WorkResult
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ class Runner(Protocol):
     """
 
     def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> PendingResult: ...
+
+    def make_room(self, error: Exception) -> bool:
+        """See ``Room``."""
 
 
 class EngineCore:
@@ -133,6 +137,7 @@ class EngineCore:
         self._flight: deque[Submitted] = deque()
         self._rows: list[Output] = []
         self._barren = 0
+        self._shortage = Shortage(self.scheduler)
         self.pace = Pace(clock)
 
     @property
@@ -242,13 +247,23 @@ class EngineCore:
         are run, and their halves, until what fails is alone. What had merely been too much at once
         is computed on the way.
         """
+        short = self._shortage.relieve(self._runner, plan, error)
         if len(plan.work) == 1:
-            return self._fault(error)
+            return self._in_chunks(plan.work[0], error) if short else self._fault(error)
         middle = len(plan.work) // 2
         halves = [
             self._compute(StepPlan(part)) for part in (plan.work[:middle], plan.work[middle:])
         ]
         return StepResult(halves[0].work + halves[1].work)
+
+    def _in_chunks(self, work: Work, error: Exception) -> StepResult:
+        """A plan's only work, for which there was not enough memory: half of its tokens each."""
+        if not work.divisible:
+            return self._fault(error)
+        middle = len(work.tokens) // 2
+        [first] = self._compute(StepPlan((work.part(0, middle),))).work
+        [second] = self._compute(StepPlan((work.part(middle, len(work.tokens)),))).work
+        return StepResult((first.followed_by(second),))
 
     def _compute(self, plan: StepPlan) -> StepResult:
         """Run a plan that awaits nothing, with no other on its way."""

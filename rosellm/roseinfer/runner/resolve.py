@@ -352,4 +352,4 @@ def spared(config: CacheConfig, free_bytes: int, device: torch.device) -> int:
     """Of the bytes that were free at the start, those that are left to others."""
     if device.type != "cuda" or config.kv_cache_gb is not None:
         return 0
-    return int(free_bytes * (1 - config.gpu_memory_utilization))
+    return free_bytes - int(free_bytes * config.gpu_memory_utilization)

@@ -22,6 +22,7 @@ the way stands in the files beside this one:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.grammar.constraint import Constraint
@@ -85,6 +86,13 @@ class Scheduler:
         self._blocked = False
         self._steps = 0
         self._batched_tokens = 0
+
+    def shorten(self, tokens: int) -> int:
+        """Plan steps of no more tokens than that from now on, unless prompts must be whole.
+        Returns how many they may have."""
+        if not self.limits.whole_prompts:
+            self.limits = replace(self.limits, tokens=min(tokens, self.limits.tokens))
+        return self.limits.tokens
 
     # -- requests ---------------------------------------------------------
 
