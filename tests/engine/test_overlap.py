@@ -73,13 +73,13 @@ def told(core: EngineCore, adds: Sequence[Add]) -> Told:
         core.add(add)
     found: Told = {}
     while core.has_work:
-        _note(found, core.step().rows)
+        note(found, core.step().rows)
         core.scheduler.check()
     assert core.scheduler.stats().blocks_used == 0
     return found
 
 
-def _note(found: Told, rows: Sequence[Output]) -> None:
+def note(found: Told, rows: Sequence[Output]) -> None:
     for row in rows:
         news = [*row.tokens, *(row.logprobs or []), *(row.prompt_logprobs or [])]
         found.setdefault((row.id, row.choice), []).extend(
@@ -161,7 +161,7 @@ def test_aborts_at_any_time_change_nobody_else(folder: Path, plain: Told, seed: 
             core.add(waiting.pop())
         if chance.random() < 0.2:
             core.control(Abort([chance.choice(sorted(gone))]))
-        _note(found, core.step().rows)
+        note(found, core.step().rows)
         core.scheduler.check()
     assert core.scheduler.stats().blocks_used == 0
     assert late.deepest == 2

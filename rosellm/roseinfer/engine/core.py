@@ -256,15 +256,6 @@ class EngineCore:
         ]
         return StepResult(halves[0].work + halves[1].work)
 
-    def _compute(self, plan: StepPlan) -> StepResult:
-        """Run a plan that awaits nothing, with no other on its way."""
-        try:
-            result = self._execute(plan).result()
-        except Exception as error:
-            return self._in_parts(plan, error)
-        self._barren = 0
-        return result
-
     def _in_chunks(self, work: Work, error: Exception) -> StepResult:
         """A plan's only work, for which there was not enough memory: half of its tokens each."""
         if not work.divisible:
@@ -273,6 +264,15 @@ class EngineCore:
         [first] = self._compute(StepPlan((work.part(0, middle),))).work
         [second] = self._compute(StepPlan((work.part(middle, len(work.tokens)),))).work
         return StepResult((first.followed_by(second),))
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        """Run a plan that awaits nothing, with no other on its way."""
+        try:
+            result = self._execute(plan).result()
+        except Exception as error:
+            return self._in_parts(plan, error)
+        self._barren = 0
+        return result
 
     def _fault(self, error: Exception) -> StepResult:
         """What comes of a plan's only work when it fails."""
