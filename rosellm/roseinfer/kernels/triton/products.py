@@ -68,21 +68,20 @@ class Products:
     Args:
         deterministic: whether a row's bits must not depend on its batch.
         card: of the device; by default it is asked.
+
+    Attributes:
+        identity: what start-up calls them.
     """
 
     def __init__(
         self, device: torch.device, *, deterministic: bool = True, card: Card | None = None
     ) -> None:
+        self.identity = "invariant in Triton" if deterministic else "cuBLAS where it has them"
         self._deterministic = deterministic
         self._card = card or card_of(device)
         self._float8 = device.type == "cuda" and (
             torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
         )
-
-    @property
-    def identity(self) -> str:
-        """What bits depend on beside the card."""
-        return "deterministic" if self._deterministic else "cuBLAS"
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
@@ -177,7 +176,9 @@ class Parts:
 
 
 def card_of(device: torch.device) -> Card:
-    """A device, as tiles are chosen for it."""
+    """A device, as tiles are chosen for it; for Triton's interpreter, a small one."""
+    if device.type != "cuda":
+        return Card(processors=4, shared=99 << 10)
     about = torch.cuda.get_device_properties(device)
     shared: int = getattr(about, "shared_memory_per_block_optin", about.shared_memory_per_block)
     return Card(about.multi_processor_count, shared)
