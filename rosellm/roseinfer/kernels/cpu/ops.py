@@ -23,7 +23,7 @@ from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
 from rosellm.roseinfer.kernels.cpu.packing import Packing, shape_of
 from rosellm.roseinfer.kernels.cpu.program import Program
-from rosellm.roseinfer.kernels.cpu.trace import (
+from rosellm.roseinfer.kernels.trace import (
     Attend,
     Ids,
     Lookup,
