@@ -108,11 +108,11 @@ def heads_kernel(
     )
 
     slot = tl.load(slots + token)
-    owned = slot >= 0
+    owned = (slot + head * 0) >= 0
     k_head = (slot * KV + head - Q).to(tl.int64)
     own_k = (head >= Q) & (head < Q + KV) & owned
     place = k_head[:, None] * DIM + dim[None, :]
-    _stored(keys, key_scales, place, k_head, x, is_k & owned, own_k)
+    _stored(keys, key_scales, place, k_head, x, own_k[:, None] & real, own_k)
     v_head = (slot * KV + head - Q - KV).to(tl.int64)
     own_v = (head >= Q + KV) & (head < Q + 2 * KV) & owned
     place = v_head[:, None] * DIM + dim[None, :]
@@ -155,5 +155,3 @@ def to_cache(
         **EXACT,
     )
     return q
-
-
