@@ -52,7 +52,7 @@ def build_engine(
     memory.give_back()
     block_size = config.cache.block_size
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, made.kv_dtype, device)
-    backend = ops.attention(block_size, device)
+    backend = ops.attention(block_size, device, spec.heads // spec.kv_heads)
     promised = ops.invariant and backend.invariant
     agreed = promised and ops.agree(dtype, device)
     invariant = agreed and model.rows_are_independent(dtype, device)

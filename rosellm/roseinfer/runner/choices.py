@@ -76,8 +76,8 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     kv_dtype, kv_decisions = resolve.resolve_kv_dtype(config.cache, spec, dtype)
     recipe = resolve.resolve_quantization(config.model, described.recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
-    ops = choose_ops(device, config.model.kernels)
-    resolve.check_fp8(ops.lacks, recipe, kv_dtype)
+    ops = choose_ops(device, config.model.kernels, dtype, deterministic=config.model.deterministic)
+    resolve.check_fp8(ops.lacks, ops.lacks_cache, recipe, kv_dtype)
     with torch.device("meta"):
         model = described.architecture.build(ops, spec)
     model.hold(recipe)
