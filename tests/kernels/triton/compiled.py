@@ -100,7 +100,7 @@ def tokens(vocab: int) -> None:
     logprobs.logprobs_of(logits, torch.zeros(2, dtype=torch.int64), 5)
 
 
-def cases() -> Iterator[tuple[str, Callable[[], None]]]:
+def cases(has_float8: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     half, brain, wide = torch.float16, torch.bfloat16, torch.float32
     for dtype, dim in [(brain, 64), (brain, 128), (brain, 256), (half, 80), (wide, 64), (wide, 128),
                        (wide, 256), (brain, 512), (wide, 512)]:  # fmt: skip
@@ -110,6 +110,10 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "attend encoder", lambda: attend(wide, 32, causal=False)
     for dtype in (half, brain, wide):
         yield f"attend int8 {dtype}", lambda d=dtype: attend(d, 128, torch.int8)
+    if has_float8:
+        for dtype in (half, brain, wide):
+            yield f"attend fp8 {dtype}", lambda d=dtype: attend(d, 128, torch.float8_e4m3fn)
+            yield f"heads fp8 {dtype}", lambda d=dtype: to_cache(d, 128, torch.float8_e4m3fn, True)
     for dtype in (half, brain, wide):
         yield f"heads {dtype}", lambda d=dtype: to_cache(d, 128, None, True)
     yield "heads bare", lambda: to_cache(brain, 80, None, False)
@@ -139,7 +143,7 @@ def main(capability: int) -> None:
     launch.launch = stand_in
     for module in (heads, logprobs, rows, sampling, sys.modules[TritonAttention.__module__]):
         module.launch = stand_in  # type: ignore[attr-defined]
-    for name, case in cases():
+    for name, case in cases(capability >= 89):
         found.clear()
         case()
         for kernel, made in found:
