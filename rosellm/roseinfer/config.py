@@ -43,6 +43,7 @@ ReasoningParser = Literal[
     "harmony",
 ]
 Speculate = Literal["none", "ngram"]
+Overlap = Literal["auto", "on", "off"]
 LogFormat = Literal["text", "json"]
 
 
@@ -163,6 +164,11 @@ class SchedulerConfig:
     )
     speculate: Speculate = option(
         "none", "draft tokens and verify several in one step; ngram drafts what repeats"
+    )
+    overlap: Overlap = option(
+        "auto",
+        "plan and submit a step while the one before is computed, over tokens that are not known"
+        " yet: on, off, or auto: on a GPU",
     )
     num_speculative_tokens: int = option(
         16, "most tokens in one draft, those of a request's `prediction` included; 0 drafts none"

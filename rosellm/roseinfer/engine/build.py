@@ -87,6 +87,7 @@ def build_engine(
             *made.kv_decisions,
             *plan.decisions,
             made.step_decision,
+            made.overlap_decision,
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
             Decision("attention", backend.name, "paged"),
             *made.graph_decisions,
@@ -104,6 +105,7 @@ def build_engine(
         step_tokens=made.step_tokens,
         whole_prompts=not spec.causal,
         vocabulary=partial(_vocabulary, config.model, spec.vocab_size),
+        overlap=made.overlap,
     )
 
 

@@ -47,6 +47,7 @@ class Choices:
         graphs: whether decode steps are recorded as CUDA graphs.
         kv_decisions, step_decision, graph_decisions: on the cache's type, the step's budget and
             CUDA graphs.
+        overlap, overlap_decision: whether a step is submitted before the last one is back.
     """
 
     config: EngineConfig
@@ -63,6 +64,8 @@ class Choices:
     decisions: Sequence[Decision]
     kv_decisions: Sequence[Decision]
     step_decision: Decision
+    overlap: bool
+    overlap_decision: Decision
     graph_decisions: Sequence[Decision]
 
     @property
@@ -83,6 +86,7 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     kv_dtype, kv_decisions = resolve.resolve_kv_dtype(config.cache, spec, dtype)
     recipe = resolve.resolve_quantization(config.model, described.recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
+    overlap, overlap_decision = resolve.resolve_overlap(config.scheduler, device)
     ops = choose_ops(device, config.model.kernels)
     backend = ops.attention(config.cache.block_size, device)
     graphs, graph_decisions = resolve.resolve_cuda_graphs(config.model, spec, backend, device)
@@ -104,6 +108,8 @@ def choose(config: EngineConfig, described: Described) -> Choices:
         decisions=(device_decision, dtype_decision),
         kv_decisions=kv_decisions,
         step_decision=step_decision,
+        overlap=overlap,
+        overlap_decision=overlap_decision,
         graph_decisions=graph_decisions,
     )
 

@@ -116,6 +116,16 @@ def resolve_step_tokens(
     return value, Decision("step budget", f"{value} tokens", reason)
 
 
+def resolve_overlap(config: SchedulerConfig, device: torch.device) -> tuple[bool, Decision]:
+    """Whether a step is submitted before the one before it has come back."""
+    if config.overlap != "auto":
+        return config.overlap == "on", Decision("overlap", config.overlap, "asked for")
+    if device.type == "cpu":
+        reason = "a step keeps all cores busy until it is done: nothing would happen meanwhile"
+        return False, Decision("overlap", "off", reason)
+    return True, Decision("overlap", "on", "the next step is planned while the GPU computes one")
+
+
 def resolve_cuda_graphs(
     config: ModelConfig, spec: ModelSpec, backend: AttentionBackend, device: torch.device
 ) -> tuple[bool, Sequence[Decision]]:
