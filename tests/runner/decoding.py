@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +140,3 @@ class FlatAttention:
             total = total + weight
             out = out + weight * v[:, position]
         return (out / total).to(q.dtype)
-
-
-def ignore(*_: Any) -> None:
-    pass

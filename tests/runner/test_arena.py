@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.runner.arena import Arena
 from rosellm.roseinfer.runner.fetch import Fetched
-from rosellm.roseinfer.runner.model_runner import ModelRunner
-from rosellm.roseinfer.step import LogitRow, StepPlan, Work
-from tests.runner.decoding import CPU, FakeEvent, FlatAttention
-from tests.tiny_models import build, write_llama
+from tests.runner.decoding import CPU, FakeEvent
 
 ARRAYS = [
     np.arange(7, dtype=np.int64),
@@ -115,99 +104,3 @@ def test_results_come_back_in_one_copy() -> None:
 
 def test_nothing_is_no_copy() -> None:
     assert Fetched([], FakeEvent).wait() == []
-
-
-# -- no synchronisation -----------------------------------------------------------------------
-
-
-class NoWaiting(TorchDispatchMode):
-    """Raises at every operation for which a host would have to wait for a GPU."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().removeprefix("aten::").partition(".")[0]
-        assert name not in self.WAITING, f"{name} waits for the device"
-        if name == "index":
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "counts what is true"
-        if name == "index_put_":
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "counts what is true"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors say that they are on one; none may be asked for what it holds."""
-
-    def refused(*_: Any, **__: Any) -> Any:
-        raise AssertionError("this waits for the device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Tensor, "is_cuda", True)
-        for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__"):
-            patch.setattr(Tensor, name, refused)
-        with NoWaiting():
-            yield
-
-
-PLAIN = SamplingParams(seed=1, max_tokens=5, temperature=0.8)
-MIXED = [
-    SamplingParams(seed=1, max_tokens=5, temperature=0.0),
-    PLAIN,
-    SamplingParams(
-        seed=2, max_tokens=5, temperature=0.7, frequency_penalty=0.5, repetition_penalty=1.2
-    ),
-    SamplingParams(
-        seed=3, max_tokens=5, logit_bias=((4, 1.5),), min_tokens=3, stop_token_ids=(2, 9)
-    ),
-]
-
-
-def decode_plan(params: list[SamplingParams]) -> StepPlan:
-    return StepPlan(
-        tuple(
-            Work(
-                i, 2, (7,), ((i,),),
-                logits=(LogitRow(0, each, 0, 1, history=(3, 4, 7), prompt_len=2),),
-            )
-            for i, each in enumerate(params)
-        )
-    )  # fmt: skip
-
-
-def test_a_decode_step_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the plan to the copy of its results, whatever its rows want but a filter, whose
-    specification in plain torch looks at how many rows it decides."""
-    core = build(write_llama(tmp_path / "llama"), kernels="reference", block_size=4)
-    old = core.runner
-    assert isinstance(old, ModelRunner)
-    runner = ModelRunner(
-        old.model, old._ops, old._storage, FlatAttention(4), CPU, 64,
-        uploads=Arena(CPU, 1 << 20, FakeEvent),
-    )  # fmt: skip
-    runner._event = FakeEvent  # type: ignore[assignment]
-    plan = decode_plan(MIXED)
-    expected = runner.execute(plan).result()
-    arena_send = Arena.send
-    sent: list[int] = []
-    monkeypatch.setattr(Arena, "send", lambda self: (sent.append(1), arena_send(self))[1])
-    monkeypatch.setattr(Arena, "late", lambda *_: pytest.fail("a copy of its own"))
-    with as_on_a_card(monkeypatch):
-        pinned = torch.empty
-        monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: pinned(*a, **k))
-        handle = runner.execute(plan)
-    assert handle.result() == expected
-    assert sent == [1]
-
-
-def test_waiting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = torch.arange(3)
-    for waits in (
-        lambda: numbers[0].item(),
-        lambda: numbers.tolist(),
-        lambda: torch.nonzero(numbers),
-        lambda: numbers[numbers > 1],
-        lambda: bool(numbers[0]),
-    ):
-        with pytest.raises(AssertionError), as_on_a_card(monkeypatch):
-            waits()

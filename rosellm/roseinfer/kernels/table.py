@@ -20,11 +20,13 @@ from rosellm.roseinfer.attention.reference import ReferenceAttention
 from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.config import Kernels
+from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.kernels import logprobs, reference, sampling
 from rosellm.roseinfer.kernels.cpu.library import Library, Unavailable, load
 from rosellm.roseinfer.kernels.cpu.ops import NativeOps
 from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
 from rosellm.roseinfer.kernels.reference import Activation
+from rosellm.roseinfer.kernels.triton import support
 from rosellm.roseinfer.kernels.upload import Upload
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 from rosellm.roseinfer.quant.formats import Format
@@ -73,7 +75,8 @@ class Ops:
         invariant: whether it keeps the promise of schedule-invariance.
         reason: why it was chosen.
         forward: a model as a step runs it: token ids [T] to hidden states [T, H].
-        attention: makes the backend, for blocks of so many tokens.
+        attention: makes the backend, for blocks of so many tokens and for so many query heads that
+            share a KV head.
         lay_out: what ``draw`` has to know of rows, sent to the device before the step's forward:
             rows, the size of the vocabulary, and how to upload. Its result is ``draw``'s last
             argument.
@@ -96,23 +99,46 @@ class Ops:
     draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None, Any], Tensor]
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
-    attention: Callable[[int, torch.device], AttentionBackend]
+    attention: Callable[[int, torch.device, int], AttentionBackend]
     held_bytes: Callable[[tuple[int, int], torch.dtype, Format | None, Activation | None], int]
     lay_out: Callable[[Sequence[LogitRow], int, Upload], Any] = lambda rows, size, upload: None
     identity: str = ""
     packed: PackedForm | None = None
 
 
-def choose_ops(device: torch.device, wanted: Kernels = "auto") -> Ops:
-    """The best implementation for a device, or the one that is wanted."""
+def choose_ops(
+    device: torch.device, wanted: Kernels = "auto", dtype: torch.dtype | None = None
+) -> Ops:
+    """The best implementation for a device, or the one that is wanted.
+
+    Args:
+        dtype: of weights and activations.
+
+    Raises:
+        ConfigError: the one that is wanted cannot run here.
+    """
+    if wanted == "auto":
+        made = _native(device) if device.type == "cpu" else _triton(device, dtype)
+        return reference_ops(made) if isinstance(made, str) else made
     if wanted == "reference":
         return reference_ops("asked for by --kernels")
+    made = _native(device) if wanted == "native" else _triton(device, dtype)
+    if isinstance(made, str):
+        raise ConfigError(f"--kernels {wanted}: {made}; use --kernels auto")
+    return made
+
+
+def _native(device: torch.device) -> Ops | str:
+    """The operations, or why there are none."""
     if device.type != "cpu":
-        return reference_ops(f"plain torch on {device.type}; no faster kernels are built yet")
+        return f"native kernels run on a CPU, not on {device.type}"
     library = load()
-    if isinstance(library, Unavailable):
-        return reference_ops(library.reason)
-    return native_ops(library)
+    return library.reason if isinstance(library, Unavailable) else native_ops(library)
+
+
+def _triton(device: torch.device, dtype: torch.dtype | None) -> Ops | str:
+    """The operations, or why there are none."""
+    return support.why_not(device, dtype) or triton_ops(device)
 
 
 def reference_ops(reason: str) -> Ops:
@@ -133,7 +159,7 @@ def reference_ops(reason: str) -> Ops:
         lay_out=sampling.lay_out,
         logprobs_of=logprobs.logprobs_of,
         forward=lambda model, _storage, _ropes: model,
-        attention=ReferenceAttention,
+        attention=lambda block_size, device, _group: ReferenceAttention(block_size, device),
         held_bytes=reference.held_bytes,
     )
 
@@ -156,8 +182,48 @@ def native_ops(library: Library) -> Ops:
         draw=tokens.draw,
         logprobs_of=tokens.logprobs_of,
         forward=native.forward,
-        attention=lambda block_size, _device: NativeAttention(block_size, library),
+        attention=lambda block_size, _device, _group: NativeAttention(block_size, library),
         held_bytes=native.held_bytes,
         identity=library.identity,
         packed=native,
     )
+
+
+def triton_ops(device: torch.device) -> Ops:
+    """Everything that pays in Triton; what is left is plain torch. Triton is imported here."""
+    import triton
+
+    from rosellm.roseinfer.attention.triton import TritonAttention
+    from rosellm.roseinfer.kernels.triton import logprobs as triton_logprobs
+    from rosellm.roseinfer.kernels.triton import sampling as triton_sampling
+    from rosellm.roseinfer.kernels.triton.ops import TiledProducts, TritonOps
+
+    products = TiledProducts()
+    ops = TritonOps(products)
+    where = "interpreted on the CPU, for tests" if support.interpreted() else _card(device)
+    return Ops(
+        name="triton",
+        invariant=True,
+        reason=f"Triton {triton.__version__}, {where}; products: {products.identity}",
+        pack_linear=products.pack_linear,
+        pack_quantized=products.pack_quantized,
+        linear=ops.linear,
+        embedding=ops.embedding,
+        rms_norm=ops.rms_norm,
+        layer_norm=ops.layer_norm,
+        attend=ops.attend,
+        route=ops.route,
+        draw=triton_sampling.draw,
+        lay_out=triton_sampling.lay_out,
+        logprobs_of=triton_logprobs.logprobs_of,
+        forward=ops.forward,
+        attention=TritonAttention,
+        held_bytes=products.held_bytes,
+        identity=f"triton {triton.__version__}, {products.identity}",
+    )
+
+
+def _card(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{name}, compute capability {major}.{minor}"

@@ -17,7 +17,7 @@ from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library, address
 from rosellm.roseinfer.kernels.cpu.matrix import FINISHES
-from rosellm.roseinfer.kernels.cpu.trace import Attend, Listing, Lookup, Norm, Operation
+from rosellm.roseinfer.kernels.trace import Attend, Listing, Lookup, Norm, Operation
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 
 OPS = ("lookup", "rms_norm", "layer_norm", "linear", "attend", "sum", "scale")
