@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.runner import arena
 from rosellm.roseinfer.runner.arena import Arena
 from rosellm.roseinfer.runner.fetch import Fetched
 from tests.runner.decoding import CPU, FakeEvent
@@ -24,23 +26,23 @@ def same(tensor: Tensor, array: np.ndarray) -> bool:
 
 
 def test_arrays_arrive_when_they_are_sent() -> None:
-    arena = Arena(CPU, 4096, FakeEvent)
-    arena.begin()
-    arena._target.fill_(255)
-    places = [arena.put(array) for array in ARRAYS]
+    made = Arena(CPU, 4096, FakeEvent)
+    made.begin()
+    made._target.fill_(255)
+    places = [made.put(array) for array in ARRAYS]
     assert not same(places[0], ARRAYS[0])
-    arena.send()
+    made.send()
     assert all(same(place, array) for place, array in zip(places, ARRAYS, strict=True))
 
 
 def test_the_same_puts_get_the_same_places() -> None:
-    arena = Arena(CPU, 4096, FakeEvent)
+    made = Arena(CPU, 4096, FakeEvent)
     found = []
     for step in range(3):
-        arena.begin()
-        found.append([arena.put(array + (array.dtype != bool) * step) for array in ARRAYS])
-        found[-1].append(arena.mark())
-        arena.send()
+        made.begin()
+        found.append([made.put(array + (array.dtype != bool) * step) for array in ARRAYS])
+        found[-1].append(made.mark())
+        made.send()
     addresses = [[p.data_ptr() if isinstance(p, Tensor) else p for p in places] for places in found]
     assert addresses[0] == addresses[1] == addresses[2]
     assert same(found[0][0], ARRAYS[0] + 2)
@@ -54,32 +56,32 @@ def test_a_buffer_is_not_filled_while_its_copy_is_under_way() -> None:
         logs.append([])
         return FakeEvent(logs[-1])
 
-    arena = Arena(CPU, 4096, event)
+    made = Arena(CPU, 4096, event)
     sources = []
     for step in range(6):
         before = [list(log) for log in logs]
-        arena.begin()
-        own = arena._turn
+        made.begin()
+        own = made._turn
         assert logs[own] == [*before[own], "wait"]
         assert logs[1 - own] == before[1 - own]
-        sources.append(arena._sources[own].data_ptr())
-        arena.put(np.full(3, step))
-        arena.send()
+        sources.append(made._sources[own].data_ptr())
+        made.put(np.full(3, step))
+        made.send()
         assert logs[own][-1] == "record"
     assert sources[0] == sources[2] != sources[1]
 
 
 def test_what_has_no_room_goes_apart() -> None:
-    arena = Arena(CPU, 512, FakeEvent)
-    arena.begin()
+    made = Arena(CPU, 512, FakeEvent)
+    made.begin()
     large = np.arange(200)
-    places = [arena.put(ARRAYS[0]), arena.put(large), arena.put(ARRAYS[1])]
-    assert arena.mark() is None
-    arena.send()
+    places = [made.put(ARRAYS[0]), made.put(large), made.put(ARRAYS[1])]
+    assert made.mark() is None
+    made.send()
     arrays = [ARRAYS[0], large, ARRAYS[1]]
     assert all(same(place, array) for place, array in zip(places, arrays, strict=True))
-    arena.begin()
-    assert arena.mark() == 0
+    made.begin()
+    assert made.mark() == 0
 
 
 def test_results_come_back_in_one_copy() -> None:
@@ -104,3 +106,10 @@ def test_results_come_back_in_one_copy() -> None:
 
 def test_nothing_is_no_copy() -> None:
     assert Fetched([], FakeEvent).wait() == []
+
+
+def test_a_device_gets_what_suits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card cannot see the host's arrays, whoever makes a runner for it."""
+    monkeypatch.setattr(arena, "Arena", lambda device, size: (device.type, size))
+    assert isinstance(arena.uploads_of(CPU, 4096), arena.Direct)
+    assert arena.uploads_of(torch.device("cuda"), 4096) == ("cuda", 4096)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from rosellm.roseinfer.runner.cuda_graph import PATIENCE, DecodeGraphs
+from rosellm.roseinfer.runner.model_runner import ModelRunner
 from tests.models.architectures import BASES, write_model
+from tests.runner.decoding import FakeRecorder, on_stand_ins
 from tests.tiny_models import build, generate, greedy, random_prompts, write_gpt2, write_llama
 
 from tests.kernels.triton import interpreted  # isort: skip
@@ -48,6 +51,21 @@ def test_a_model(name: str, tmp_path: Path) -> None:
             assert x.chosen == pytest.approx(y.chosen, abs=1e-4)
     again = generate(ours, prompts[1:], params)
     assert again == found[1:], "batched = single, prefix hit = cold"
+
+
+@pytest.mark.slow
+def test_replayed_steps_equal_plain_ones_in_bits(tmp_path: Path) -> None:
+    """On stand-ins for CUDA graphs: what is recorded reads only what each step uploads."""
+    prompts, params = random_prompts([3, 18], 97), greedy(PATIENCE + 6)
+    settings = {"kernels": "triton", "prefix_cache": False, "block_size": 8}
+    core = build(model("llama", tmp_path / "llama"), **settings)
+    expected = generate(core, prompts, params)
+    runner, recorder = core.runner, FakeRecorder()
+    assert isinstance(runner, ModelRunner)
+    graphs = DecodeGraphs(recorder, (3,), (6,), runner._storage.trash_blocks, 1 << 30)
+    replayed = on_stand_ins(core, runner._backend, graphs)
+    assert generate(replayed, prompts, params) == expected
+    assert sum(graph.replays for graph in recorder.graphs) > 1
 
 
 @pytest.mark.slow
