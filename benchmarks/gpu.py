@@ -33,7 +33,6 @@ from rosellm.bench import ceilings, machine
 
 Figures = dict[str, Any]
 
-BATCHES = (1, 8, 64, 256)
 AIM_DECODE = {"qwen3-0.6b": 0.6, "llama-3.1-8b": 0.8}
 AIM_PREFILL = {"llama-3.1-8b": 0.6}
 AIM_FIRST_TOKEN_S, AIM_IDLE = 8.0, 0.05
@@ -70,11 +69,11 @@ def measure_ceilings(run: Run) -> Figures:
 def measure_model(run: Run, shape: str) -> Figures:
     """Single stream, batches, a long prompt, and transformers beside them."""
     bench, found = run.bench, Figures()
-    with bench.engine(bench.shapes[shape], max_num_seqs=max(BATCHES)) as engine:
+    with bench.engine(bench.shapes[shape], max_num_seqs=max(bench.batches)) as engine:
         for line in engine.decisions():
             say(line)
         found["bytes_a_token"] = engine.bytes_a_token
-        for batch in BATCHES:
+        for batch in bench.batches:
             guarded(found, f"batch {batch}", lambda b=batch: decode(run, engine, shape, b))  # type: ignore[misc]
         guarded(found, "prefill", lambda: prefill(run, engine, shape))
         guarded(found, "idle", lambda: idle(run, engine))
@@ -102,8 +101,10 @@ def prefill(run: Run, engine: gpu_load.Engine, shape: str) -> Figures:
 
 def idle(run: Run, engine: gpu_load.Engine) -> Figures:
     """How long the host takes for a step, and how much of the time the GPU does nothing."""
-    found = engine.idle(64, run.bench.decode_steps)
-    say(f"batch 64: {found['step_ms']:.2f} ms a step, {found['host_ms']:.2f} ms of it the host's")
+    batch = run.bench.peer_batches[-1]
+    found = engine.idle(batch, run.bench.decode_steps)
+    whole, host = found["step_ms"], found["host_ms"]
+    say(f"batch {batch}: {whole:.2f} ms a step, {host:.2f} ms of it the host's")
     if "idle_share" in found:
         say(f"the GPU is idle {found['idle_share']:.1%} of the time (aim: under {AIM_IDLE:.0%})")
     return found
@@ -117,7 +118,7 @@ def peer(run: Run, shape: str) -> Figures:
     found = Figures()
     bench = run.bench
     with gpu_peers.model_of(bench.shapes[shape], bench.device, bench.dtype) as model:
-        for batch in (1, 64):
+        for batch in bench.peer_batches:
             guarded(
                 found,
                 f"generate, batch {batch}",
@@ -126,7 +127,7 @@ def peer(run: Run, shape: str) -> Figures:
         guarded(
             found,
             "continuous batching",
-            lambda: told(gpu_peers.continuous(model, 64, bench.decode_steps)),
+            lambda: told(gpu_peers.continuous(model, bench.peer_batches[-1], bench.decode_steps)),
         )
     return found
 
@@ -166,7 +167,7 @@ def measure_determinism(run: Run) -> Figures:
     bench, rates = run.bench, Figures()
     for name, settings in switch.items():
         with bench.engine(bench.shapes["qwen3-0.6b"], max_num_seqs=64, **settings) as engine:
-            for batch in (1, 64):
+            for batch in bench.peer_batches:
                 rate = max(engine.decode(batch, bench.decode_steps) for _ in range(run.rounds))
                 rates[f"{name}, batch {batch}"] = rate
                 say(f"{name}, batch {batch:3}: {rate:9.1f} tokens/s")

@@ -29,7 +29,9 @@ from rosellm.roseinfer.engine.build import build_engine
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.loading.checkpoint import Checkpoint
 from rosellm.roseinfer.messages import Add
+from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.runner.choices import Described, choose
 
 Shape = dict[str, Any]
 
@@ -56,6 +58,15 @@ class Bench:
         return 4 if self.tiny else 128
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        return (1, 4) if self.tiny else (1, 8, 64, 256)
+
+    @property
+    def peer_batches(self) -> tuple[int, ...]:
+        """Those at which something is compared."""
+        return (1, 4) if self.tiny else (1, 64)
+
+    @property
     def prefill_tokens(self) -> int:
         return 40 if self.tiny else 8192
 
@@ -78,7 +89,7 @@ class Bench:
         describe_model(shape, folder, dtype=dtype)
         config = _config(folder, device=self.device, dtype=self.dtype, **settings)
         weights = _checkpoint(shape, dtype, torch.device(self.device))
-        engine = Engine(build_engine(config, checkpoint=weights), shape)
+        engine = Engine(build_engine(config, checkpoint=weights), _weight_bytes(config, weights))
         try:
             yield engine
         finally:
@@ -86,6 +97,14 @@ class Bench:
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
+
+
+def _weight_bytes(config: EngineConfig, checkpoint: Checkpoint) -> int:
+    """All weights, as the engine holds them."""
+    architecture = find_architecture(checkpoint.architecture)
+    spec = architecture.read_config(checkpoint.config)
+    made = choose(config, Described(architecture, spec, checkpoint.dtype))
+    return made.model.weight_bytes(made.dtype)
 
 
 def _config(folder: Path, **settings: Any) -> EngineConfig:
@@ -113,16 +132,15 @@ def _checkpoint(shape: Shape, dtype: torch.dtype, device: torch.device) -> Check
 
 
 class Engine:
-    """An engine, and the model's shape."""
+    """An engine, and the bytes of its weights."""
 
-    def __init__(self, core: EngineCore, shape: Shape) -> None:
+    def __init__(self, core: EngineCore, weight_bytes: int) -> None:
         self.core = core
-        model = core.runner.model  # type: ignore[attr-defined]
-        self._spec = model.spec
+        self._spec = core.runner.model.spec  # type: ignore[attr-defined]
         dtype = getattr(torch, core.facts.dtype)
         table = self._spec.vocab_size * self._spec.hidden_size * dtype.itemsize
         # a table that is no head is looked up, not read
-        self.bytes_a_token = model.weight_bytes(dtype) - (0 if self._spec.tied else table)
+        self.bytes_a_token = weight_bytes - (0 if self._spec.tied else table)
         self._weights = self.bytes_a_token // dtype.itemsize
 
     @property
@@ -147,7 +165,8 @@ class Engine:
         """Tokens a second of so many streams, once graphs are recorded and nothing is compiled."""
         for _ in range(2):  # the first one prepares
             run = self._drive([self._add(16, steps + 8) for _ in range(batch)])
-            seconds = run.decoding(batch)
+            pairs = zip(run.seconds, run.sampled, strict=True)
+            seconds = [taken for taken, sampled in pairs if sampled == batch]
         if not seconds:
             raise RuntimeError(f"{batch} sequences do not run at the same time")
         tail = seconds[len(seconds) // 4 :]

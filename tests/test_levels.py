@@ -78,6 +78,7 @@ LAZY_EDGES = {
     ("rosellm.roseinfer.loading.open", "rosellm.roseinfer.loading.torch_file"),
     # tensors are views of a mapping; a folder's config is read without
     ("rosellm.roseinfer.loading.safetensors", "rosellm.roseinfer.loading.mapped"),
+    ("rosellm.roseinfer.loading.safetensors", "rosellm.roseinfer.loading.float8"),
     # comparing two models, and writing one, without an engine that serves
     ("rosellm.commands.verify", "rosellm.roseinfer.engine.compare"),
     ("rosellm.commands.quantize", "rosellm.roseinfer.engine.write"),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
-Kernels = Literal["auto", "reference"]
+Kernels = Literal["auto", "reference", "native", "triton"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
 UnknownParameters = Literal["reject", "warn"]
 HeadQuantization = Literal["auto", "none", "int8", "int4", "fp8"]
@@ -102,7 +102,14 @@ class ModelConfig:
     )
     device: Device = option("auto", "auto takes a CUDA device where there is one")
     kernels: Kernels = option(
-        "auto", "auto takes the fastest there are for the device; reference is plain torch"
+        "auto",
+        "auto takes the fastest there are for the device; native are those for CPUs, triton those"
+        " for CUDA, reference is plain torch",
+    )
+    deterministic: bool = option(
+        True,
+        "on CUDA, take products of which a row's bits do not depend on its batch; without, a"
+        " library's (elsewhere all products are so)",
     )
     enforce_eager: bool = option(
         False, "start every operation of a step by itself: no CUDA graphs on a GPU"

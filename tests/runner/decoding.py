@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import KVTensor
+from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.kernels.reference import read_kv, tree_sum
 from rosellm.roseinfer.kernels.upload import Upload, at_once
-from rosellm.roseinfer.runner.cuda_graph import Recorded
+from rosellm.roseinfer.runner.arena import Arena
+from rosellm.roseinfer.runner.cuda_graph import DecodeGraphs, Recorded
+from rosellm.roseinfer.runner.model_runner import ModelRunner
 
 CPU = torch.device("cpu")
 
@@ -143,5 +146,20 @@ class FlatAttention:
         return (out / total).to(q.dtype)
 
 
-def ignore(*_: Any) -> None:
-    pass
+def on_stand_ins(
+    core: EngineCore, backend: AttentionBackend, graphs: DecodeGraphs | None
+) -> EngineCore:
+    """The same engine over attention that can be recorded, and an arena as on a card."""
+    old = core.runner
+    assert isinstance(old, ModelRunner)
+    core._runner = ModelRunner(
+        old.model,
+        old._ops,
+        old._storage,
+        backend,
+        CPU,
+        core.facts.max_model_len,
+        uploads=Arena(CPU, 1 << 20, FakeEvent),
+        graphs=graphs,
+    )
+    return core

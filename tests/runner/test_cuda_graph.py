@@ -17,7 +17,6 @@ from rosellm.roseinfer.config import ModelConfig
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.runner import resolve
-from rosellm.roseinfer.runner.arena import Arena
 from rosellm.roseinfer.runner.cuda_graph import (
     PATIENCE,
     DecodeGraphs,
@@ -28,7 +27,7 @@ from rosellm.roseinfer.runner.cuda_graph import (
 )
 from rosellm.roseinfer.runner.model_runner import ModelRunner
 from rosellm.roseinfer.step import StepPlan, Work
-from tests.runner.decoding import CPU, FakeEvent, FakeRecorder, FlatAttention
+from tests.runner.decoding import FakeRecorder, FlatAttention, on_stand_ins
 from tests.tiny_models import build, generate, greedy, random_prompts, read_spec, write_llama
 
 BLOCK = 4
@@ -196,20 +195,7 @@ def test_the_decision_says_why(tmp_path: Path) -> None:
 
 
 def rewired(core: EngineCore, graphs: DecodeGraphs | None) -> EngineCore:
-    """The same engine over attention that can be recorded, and an arena as on a card."""
-    old = core.runner
-    assert isinstance(old, ModelRunner)
-    core._runner = ModelRunner(
-        old.model,
-        old._ops,
-        old._storage,
-        FlatAttention(BLOCK),
-        CPU,
-        core.facts.max_model_len,
-        uploads=Arena(CPU, 1 << 20, FakeEvent),
-        graphs=graphs,
-    )
-    return core
+    return on_stand_ins(core, FlatAttention(BLOCK), graphs)
 
 
 @pytest.mark.parametrize("window", [None, 9])

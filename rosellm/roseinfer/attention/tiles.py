@@ -22,22 +22,19 @@ Table = np.ndarray
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of everything there is; arrays may be made larger, and are padded then.
+    """How much of everything there is.
 
     Attributes:
         items: programs over the query tiles of one KV head.
         merges: query rows whose splits are merged.
         parts: rows of what splits come to.
-        sequences, width: of the block tables.
-        tokens: query rows.
+        width: blocks in a table.
     """
 
     items: int
     merges: int
     parts: int
-    sequences: int
     width: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,14 @@ class TiledStep:
     """One step's sequences, int32 but for the slots.
 
     Attributes:
+        parts: rows of what splits come to.
         items: [items, 8], see ``kernels.triton.attention``.
         merges: [merges, 4], see there.
         tables: [sequences, width] block tables; only blocks that are seen are looked at.
-        slots: [tokens] int64, where each token's key and value belong; -1 where padded.
+        slots: [tokens] int64, where each token's key and value belong.
     """
 
-    extent: Extent
+    parts: int
     items: Table
     merges: Table
     tables: Table
@@ -101,9 +99,8 @@ def tile_step(
             items.append((*about, split, split + 1, parts))
             parts += tile.count
     packed = _tables(tables)
-    extent = Extent(len(items), len(merges), parts, *packed.shape, sum(lengths))
     return TiledStep(
-        extent,
+        parts,
         np.array(items, np.int32).reshape(-1, 8),
         np.array(merges, np.int32).reshape(-1, 4),
         packed,
@@ -155,20 +152,26 @@ def _slots(
     return np.asarray(block * block_size + position % block_size)
 
 
+def decode_extent(sequences: int, blocks: int, block_size: int, window: int | None) -> Extent:
+    """What a step of one token a sequence comes to at most, where each has so many blocks."""
+    splits = -(-blocks * block_size // SPLIT)
+    if window is not None:
+        splits = min(splits, -(-(window - 1) // SPLIT) + 1)
+    items = sequences * splits
+    return Extent(items, *((sequences, items) if splits > 1 else (0, 0)), blocks)
+
+
 def padded(step: TiledStep, extent: Extent) -> TiledStep:
     """The same step in arrays of another extent, none of it smaller: what is added does nothing."""
     return TiledStep(
-        extent,
-        _grown(step.items, (extent.items, 8)),
-        _grown(step.merges, (extent.merges, 4)),
-        _grown(step.tables, (extent.sequences, extent.width)),
-        _grown(step.slots, (extent.tokens,), -1),
+        extent.parts,
+        _grown(step.items, extent.items),
+        _grown(step.merges, extent.merges),
+        np.ascontiguousarray(_grown(step.tables.T, extent.width).T),
+        step.slots,
     )
 
 
-def _grown(array: np.ndarray, shape: tuple[int, ...], fill: int = 0) -> np.ndarray:
-    if array.shape == shape:
-        return array
-    grown = np.full(shape, fill, array.dtype)
-    grown[tuple(map(slice, array.shape))] = array
-    return grown
+def _grown(array: Table, count: int) -> Table:
+    """Rows of zeros behind those that there are."""
+    return np.concatenate([array, np.zeros((count - len(array), *array.shape[1:]), array.dtype)])

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rosellm.roseinfer.attention.tiles import SPLIT, Extent, TiledStep, padded, tile_step
+from rosellm.roseinfer.attention.tiles import SPLIT, decode_extent, padded, tile_step
 from rosellm.roseinfer.cache.storage import KVTensor
 from rosellm.roseinfer.kernels.triton.attention import attention_kernel, merge_kernel
 from rosellm.roseinfer.kernels.triton.launch import EXACT, launch
+from rosellm.roseinfer.kernels.upload import Upload, at_once
 
 _LOG2_E = 1.4426950408889634
 _ROWS = 64
@@ -43,14 +43,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class TritonStep:
-    """A step's sequences on the device; all but the slots lie in one tensor.
+    """A step's sequences on the device.
 
     Attributes:
-        items, merges, tables, slots: see ``TiledStep``.
+        parts, items, merges, tables, slots: see ``TiledStep``.
         window: positions that a token sees, or 0.
     """
 
-    extent: Extent
+    parts: int
     items: Tensor
     merges: Tensor
     tables: Tensor
@@ -69,6 +69,7 @@ class TritonAttention:
 
     name = "triton"
     invariant = True
+    capturable = True
 
     def __init__(self, block_size: int, device: torch.device, group: int) -> None:
         self._block_size = block_size
@@ -84,27 +85,23 @@ class TritonAttention:
         null_block: int,
         window: int | None = None,
         causal: bool = True,
+        upload: Upload | None = None,
+        blocks: int | None = None,
     ) -> TritonStep:
-        step = self.tiled(starts, lengths, tables, window, causal)
-        return self.on_device(step, window, causal)
-
-    def tiled(
-        self,
-        starts: Sequence[int],
-        lengths: Sequence[int],
-        tables: Sequence[Sequence[int]],
-        window: int | None = None,
-        causal: bool = True,
-        extent: Extent | None = None,
-    ) -> TiledStep:
-        """The step on the host; ``extent`` pads it, so that a captured graph can be used again."""
-        size, height = self._block_size, self._height
-        step = tile_step(starts, lengths, tables, size, height, window, causal)
-        return step if extent is None else padded(step, extent)
-
-    def on_device(self, step: TiledStep, window: int | None, causal: bool) -> TritonStep:
-        """The step on the device, in one copy that nobody waits for."""
-        return unpacked(pack(step).to(self._device, non_blocking=True), step.extent, window, causal)
+        size = self._block_size
+        step = tile_step(starts, lengths, tables, size, self._height, window, causal)
+        if blocks is not None:
+            step = padded(step, decode_extent(len(starts), blocks, size, window))
+        upload = upload or at_once(self._device)
+        return TritonStep(
+            parts=step.parts,
+            items=upload(step.items),
+            merges=upload(step.merges),
+            tables=upload(step.tables),
+            slots=upload(step.slots),
+            window=window or 0,
+            causal=causal,
+        )
 
     def slots(self, meta: TritonStep) -> Tensor:
         return meta.slots
@@ -119,13 +116,13 @@ class TritonAttention:
         softcap: float | None = None,
     ) -> Tensor:
         q = q.contiguous()
-        tokens, heads, dim = q.shape
+        _, heads, dim = q.shape
         kv_heads = keys.data.shape[1]
         padded_dim = max(16, triton.next_power_of_2(dim))
         shape = Shape.of(q.dtype, padded_dim)
         out = torch.empty_like(q)
-        parts = q.new_empty((meta.extent.parts, heads, dim), dtype=torch.float32)
-        states = q.new_empty((meta.extent.parts, heads, 2), dtype=torch.float32)
+        parts = q.new_empty((meta.parts, heads, dim), dtype=torch.float32)
+        states = q.new_empty((meta.parts, heads, 2), dtype=torch.float32)
         launch(
             attention_kernel,
             (len(meta.items), kv_heads * self._group_blocks),
@@ -150,7 +147,7 @@ class TritonAttention:
             num_stages=shape.stages,
             **EXACT,
         )
-        if meta.extent.merges:
+        if len(meta.merges):
             launch(
                 merge_kernel,
                 (len(meta.merges), heads),
@@ -170,25 +167,3 @@ def _value_type(q: Tensor, values: KVTensor) -> tl.dtype:
     if q.dtype == torch.float32:
         return tl.float32
     return tl.bfloat16 if q.dtype == torch.bfloat16 or values.scales is not None else tl.float16
-
-
-def pack(step: TiledStep) -> Tensor:
-    """All of a step as int32 in one tensor on the host, pinned where there is a device."""
-    parts = (step.slots.view(np.int32), step.items, step.merges, step.tables)
-    packed = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
-    return packed.pin_memory() if torch.cuda.is_available() else packed
-
-
-def unpacked(packed: Tensor, extent: Extent, window: int | None, causal: bool) -> TritonStep:
-    """Views of what ``pack`` made, wherever it lies now."""
-    counts = (extent.tokens * 2, extent.items * 8, extent.merges * 4)
-    slots, items, merges, tables = packed.split([*counts, extent.sequences * extent.width])
-    return TritonStep(
-        extent,
-        items.view(-1, 8),
-        merges.view(-1, 4),
-        tables.view(-1, extent.width),
-        slots.view(torch.int64),
-        window or 0,
-        causal,
-    )

@@ -24,7 +24,7 @@ from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import memory, resolve
-from rosellm.roseinfer.runner.arena import Arena
+from rosellm.roseinfer.runner.arena import uploads_of
 from rosellm.roseinfer.runner.choices import Choices, Described, choose
 from rosellm.roseinfer.runner.cuda_graph import CudaRecorder, DecodeGraphs, sizes, widths
 from rosellm.roseinfer.runner.model_runner import ModelRunner
@@ -122,9 +122,7 @@ def _measured(made: Choices, max_model_len: int, free: int, meter: Meter) -> res
 
 
 def _runner(made: Choices, storage: KVStorage, max_model_len: int) -> ModelRunner:
-    uploads, graphs = None, None
-    if made.device.type == "cuda":
-        uploads = Arena(made.device, upload_bytes(made))
+    graphs = None
     if made.graphs:
         graphs = DecodeGraphs(
             CudaRecorder(made.device),
@@ -141,7 +139,7 @@ def _runner(made: Choices, storage: KVStorage, max_model_len: int) -> ModelRunne
         made.device,
         max_model_len,
         made.spec.pooling,
-        uploads,
+        uploads_of(made.device, upload_bytes(made)),
         graphs,
     )
 

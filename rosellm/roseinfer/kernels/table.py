@@ -20,11 +20,13 @@ from rosellm.roseinfer.attention.reference import ReferenceAttention
 from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.config import Kernels
+from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.kernels import logprobs, reference, sampling
 from rosellm.roseinfer.kernels.cpu.library import Library, Unavailable, load
 from rosellm.roseinfer.kernels.cpu.ops import NativeOps
 from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
 from rosellm.roseinfer.kernels.reference import Activation
+from rosellm.roseinfer.kernels.triton import support
 from rosellm.roseinfer.kernels.upload import Upload
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 from rosellm.roseinfer.quant.formats import Format
@@ -33,6 +35,8 @@ from rosellm.roseinfer.step import LogitRow
 
 if TYPE_CHECKING:
     from rosellm.roseinfer.models.skeleton import Model
+
+_NO_FP8 = "the CPU's native kernels have none"
 
 Forward = Callable[[Tensor, Step], Tensor]
 
@@ -74,7 +78,8 @@ class Ops:
         invariant: whether it keeps the promise of schedule-invariance.
         reason: why it was chosen.
         forward: a model as a step runs it: token ids [T] to hidden states [T, H].
-        attention: makes the backend, for blocks of so many tokens.
+        attention: makes the backend, for blocks of so many tokens and for so many query heads that
+            share a KV head.
         lay_out: what ``draw`` has to know of rows, sent to the device before the step's forward:
             rows, the size of the vocabulary, and how to upload. Its result is ``draw``'s last
             argument.
@@ -82,7 +87,8 @@ class Ops:
         identity: what else of it its results depend on: instructions, and the build.
         packed: how such weights can be kept in a file; None if not.
         agree: tries on the device, for a type, whether the kernels keep what ``invariant`` says.
-        lacks: in words, why it cannot have weights or a cache in fp8; None if it can.
+        lacks: in words, why it cannot have weights in fp8; None if it can.
+        lacks_cache: the same of a cache.
     """
 
     name: str
@@ -100,25 +106,55 @@ class Ops:
     draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None, Any], Tensor]
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
-    attention: Callable[[int, torch.device], AttentionBackend]
+    attention: Callable[[int, torch.device, int], AttentionBackend]
     held_bytes: Callable[[tuple[int, int], torch.dtype, Format | None, Activation | None], int]
     lay_out: Callable[[Sequence[LogitRow], int, Upload], Any] = lambda rows, size, upload: None
     identity: str = ""
     packed: PackedForm | None = None
     agree: Callable[[torch.dtype, torch.device], bool] = lambda _dtype, _device: True
     lacks: str | None = None
+    lacks_cache: str | None = None
 
 
-def choose_ops(device: torch.device, wanted: Kernels = "auto") -> Ops:
-    """The best implementation for a device, or the one that is wanted."""
+def choose_ops(
+    device: torch.device,
+    wanted: Kernels = "auto",
+    dtype: torch.dtype | None = None,
+    *,
+    deterministic: bool = True,
+) -> Ops:
+    """The best implementation for a device, or the one that is wanted.
+
+    Args:
+        dtype: of weights and activations.
+        deterministic: whether a row's bits must not depend on its batch.
+
+    Raises:
+        ConfigError: the one that is wanted cannot run here.
+    """
+    if wanted == "auto":
+        is_cpu = device.type == "cpu"
+        made = _native(device) if is_cpu else _triton(device, dtype, deterministic)
+        return reference_ops(made) if isinstance(made, str) else made
     if wanted == "reference":
         return reference_ops("asked for by --kernels")
+    made = _native(device) if wanted == "native" else _triton(device, dtype, deterministic)
+    if isinstance(made, str):
+        raise ConfigError(f"--kernels {wanted}: {made}; use --kernels auto")
+    return made
+
+
+def _native(device: torch.device) -> Ops | str:
+    """The operations, or why there are none."""
     if device.type != "cpu":
-        return reference_ops(f"plain torch on {device.type}; no faster kernels are built yet")
+        return f"native kernels run on a CPU, not on {device.type}"
     library = load()
-    if isinstance(library, Unavailable):
-        return reference_ops(library.reason)
-    return native_ops(library)
+    return library.reason if isinstance(library, Unavailable) else native_ops(library)
+
+
+def _triton(device: torch.device, dtype: torch.dtype | None, deterministic: bool) -> Ops | str:
+    """The operations, or why there are none."""
+    return support.why_not(device, dtype) or triton_ops(device, deterministic)
 
 
 def reference_ops(reason: str) -> Ops:
@@ -140,7 +176,7 @@ def reference_ops(reason: str) -> Ops:
         lay_out=sampling.lay_out,
         logprobs_of=logprobs.logprobs_of,
         forward=lambda model, _storage, _ropes: model,
-        attention=ReferenceAttention,
+        attention=lambda block_size, device, _group: ReferenceAttention(block_size, device),
         held_bytes=reference.held_bytes,
     )
 
@@ -164,9 +200,53 @@ def native_ops(library: Library) -> Ops:
         draw=tokens.draw,
         logprobs_of=tokens.logprobs_of,
         forward=native.forward,
-        attention=lambda block_size, _device: NativeAttention(block_size, library),
+        attention=lambda block_size, _device, _group: NativeAttention(block_size, library),
         held_bytes=native.held_bytes,
         identity=library.identity,
         packed=native,
-        lacks="the CPU's native kernels have none",
+        lacks=_NO_FP8,
+        lacks_cache=_NO_FP8,
     )
+
+
+def triton_ops(device: torch.device, deterministic: bool) -> Ops:
+    """Everything that pays in Triton; what is left is plain torch. Triton is imported here."""
+    import triton
+
+    from rosellm.roseinfer.attention.triton import TritonAttention
+    from rosellm.roseinfer.kernels.triton import logprobs as triton_logprobs
+    from rosellm.roseinfer.kernels.triton import sampling as triton_sampling
+    from rosellm.roseinfer.kernels.triton.ops import TritonOps
+    from rosellm.roseinfer.kernels.triton.products import Products
+
+    products = Products(device, deterministic=deterministic)
+    ops = TritonOps(products)
+    where = "interpreted on the CPU, for tests" if support.interpreted() else _card(device)
+    return Ops(
+        name="triton",
+        invariant=deterministic,
+        reason=f"Triton {triton.__version__}, {where}; products: {products.identity}",
+        pack_linear=products.pack_linear,
+        pack_quantized=products.pack_quantized,
+        linear=ops.linear,
+        embedding=ops.embedding,
+        rms_norm=ops.rms_norm,
+        layer_norm=ops.layer_norm,
+        attend=ops.attend,
+        route=ops.route,
+        draw=triton_sampling.draw,
+        lay_out=triton_sampling.lay_out,
+        logprobs_of=triton_logprobs.logprobs_of,
+        forward=ops.forward,
+        attention=TritonAttention,
+        held_bytes=products.held_bytes,
+        identity=f"triton {triton.__version__}, {products.identity}",
+        agree=products.agree,
+        lacks_cache=support.no_fp8_cache(device),
+    )
+
+
+def _card(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{name}, compute capability {major}.{minor}"

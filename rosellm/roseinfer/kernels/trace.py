@@ -1,7 +1,7 @@
-"""A model's forward as a list of operations: traced once, to be run natively in one call a step.
+"""A model's forward as a list of operations: traced once, to be run as a program each step.
 
 A model is called with ``Rows`` where its tensors would be; every operation on them is written
-down. It knows nothing of pointers: ``program`` turns the list into what the kernels take.
+down. It knows nothing of pointers: each set of kernels has a ``program`` that takes the list.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def listed(trace: Trace, result: Rows) -> Listing:
 
 def _added_in_place(operations: list[Operation], result: int) -> list[Operation]:
     """``x + linear(...)``, where x is not needed any more, as a linear that adds to x."""
-    last = _last_uses(operations, result)
+    last = last_uses(operations, result)
     done: list[Operation] = []
     renamed: dict[int, int] = {}
     for at, operation in enumerate(operations):
@@ -183,7 +183,7 @@ def _can_add(
     return None
 
 
-def _last_uses(operations: Iterable[Operation], result: int) -> dict[int, int]:
+def last_uses(operations: Iterable[Operation], result: int) -> dict[int, int]:
     """Index of the operation that reads a value last; beyond the end for the result."""
     count = 0
     last: dict[int, int] = {}
@@ -196,7 +196,7 @@ def _last_uses(operations: Iterable[Operation], result: int) -> dict[int, int]:
 
 
 def _in_buffers(operations: list[Operation], widths: list[int], result: int) -> Listing:
-    last = _last_uses(operations, result)
+    last = last_uses(operations, result)
     free: dict[int, list[int]] = {}
     sizes: list[int] = []
     buffer: dict[int, int] = {}

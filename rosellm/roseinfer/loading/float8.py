@@ -23,14 +23,17 @@ _ROWS = 1024
 
 
 def plain_tensors(
-    tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], dtype: torch.dtype
+    tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], dtype: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """The same with every weight in e4m3 as the numbers that it means, in that type.
+    """The same with every weight in e4m3 as the numbers that it means.
+
+    Args:
+        dtype: of those, such as "bfloat16".
 
     Raises:
         ModelError: a weight has no scale, or one that does not fit it.
     """
-    block = _block(config)
+    block, kind = _block(config), getattr(torch, dtype)
     codes: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -43,7 +46,7 @@ def plain_tensors(
         weight = weight or name
         (codes if weight == name else scales)[weight] = tensor
         if weight in codes and weight in scales:
-            yield weight, _numbers(weight, codes.pop(weight), scales.pop(weight), block, dtype)
+            yield weight, _numbers(weight, codes.pop(weight), scales.pop(weight), block, kind)
     for name in (*codes, *scales):
         missing = "has no scale" if name in codes else "has a scale, and is not there in fp8"
         raise ModelError(f"tensor {shown(name)}: {missing}")

@@ -145,11 +145,9 @@ def _computed_in(config: dict[str, Any]) -> str:
 
 
 def _plain(files: list[Path], config: dict[str, Any], dtype: str) -> Iterator[tuple[str, Tensor]]:
-    import torch
-
     from rosellm.roseinfer.loading.float8 import plain_tensors
 
-    return plain_tensors(_tensors(files), config, getattr(torch, dtype))
+    return plain_tensors(_tensors(files), config, dtype)
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:

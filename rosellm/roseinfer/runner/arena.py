@@ -126,3 +126,8 @@ class Arena:
 
 def _part(buffer: Tensor, place: slice, like: Tensor) -> Tensor:
     return buffer[place].view(like.dtype).view(like.shape)
+
+
+def uploads_of(device: torch.device, num_bytes: int) -> Uploads:
+    """What suits a device; ``num_bytes`` as for ``Arena``."""
+    return Direct() if device.type == "cpu" else Arena(device, num_bytes)

@@ -87,9 +87,9 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     recipe = resolve.resolve_quantization(config.model, described.recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
     overlap, overlap_decision = resolve.resolve_overlap(config.scheduler, device)
-    ops = choose_ops(device, config.model.kernels)
-    resolve.check_fp8(ops.lacks, recipe, kv_dtype)
-    backend = ops.attention(config.cache.block_size, device)
+    ops = choose_ops(device, config.model.kernels, dtype, deterministic=config.model.deterministic)
+    resolve.check_fp8(ops.lacks, ops.lacks_cache, recipe, kv_dtype)
+    backend = ops.attention(config.cache.block_size, device, spec.heads // spec.kv_heads)
     graphs, graph_decisions = resolve.resolve_cuda_graphs(config.model, spec, backend, device)
     with torch.device("meta"):
         model = described.architecture.build(ops, spec)

@@ -22,7 +22,7 @@ from rosellm.roseinfer.layers.rope import Angles, RopeTable
 from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.runner import memory
-from rosellm.roseinfer.runner.arena import Direct, Uploads
+from rosellm.roseinfer.runner.arena import Uploads, uploads_of
 from rosellm.roseinfer.runner.awaited import lay_out_awaited
 from rosellm.roseinfer.runner.cuda_graph import DecodeGraphs, Shape
 from rosellm.roseinfer.runner.fetch import Fetched
@@ -32,6 +32,8 @@ from rosellm.roseinfer.runner.rows import RowInputs, lay_out_rows
 from rosellm.roseinfer.runner.sampler import Chosen, sample, to_samples
 from rosellm.roseinfer.runner.scores import score, to_logprobs
 from rosellm.roseinfer.step import Sample, StepPlan, StepResult, Work, WorkResult
+
+_UPLOAD_BYTES = 16 << 20  # where nobody has counted
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class ModelRunner:
         self._backend = backend
         self._device = device
         self._pooling = pooling
-        self._uploads = uploads or Direct()
+        self._uploads = uploads or uploads_of(device, _UPLOAD_BYTES)
         self._graphs = graphs
         self._short = False
         self._sampled: Tensor | None = None

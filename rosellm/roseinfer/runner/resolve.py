@@ -93,25 +93,25 @@ def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
     return stored
 
 
-def check_fp8(lacks: str | None, recipe: Recipe, kv_dtype: torch.dtype) -> None:
+def check_fp8(
+    lacks: str | None, lacks_cache: str | None, recipe: Recipe, kv_dtype: torch.dtype
+) -> None:
     """Refuse fp8 where kernels do not know it.
 
     Args:
-        lacks: why they do not; None if they do.
+        lacks, lacks_cache: why they have no such weights, and no such cache; None if they do.
 
     Raises:
         ConfigError: naming the flag.
     """
-    if lacks is None:
-        return
     asked = {
-        "--quantization": recipe.layers == FORMATS["fp8"],
-        "--head-quantization": recipe.head == FORMATS["fp8"],
-        "--kv-cache-dtype": kv_dtype == float8.TYPE,
+        "--quantization": lacks if recipe.layers == FORMATS["fp8"] else None,
+        "--head-quantization": lacks if recipe.head == FORMATS["fp8"] else None,
+        "--kv-cache-dtype": lacks_cache if kv_dtype == float8.TYPE else None,
     }
-    flag = next((flag for flag, is_so in asked.items() if is_so), None)
-    if flag is not None:
-        raise ConfigError(f"{flag} fp8: {lacks}; use int8, or --kernels reference, which is slow")
+    for flag, reason in asked.items():
+        if reason is not None:
+            raise ConfigError(f"{flag} fp8: {reason}; use int8, or --kernels reference (slow)")
 
 
 def explain_quantization(recipe: Recipe, reason: str) -> Sequence[Decision]:

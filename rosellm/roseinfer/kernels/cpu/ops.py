@@ -23,6 +23,7 @@ from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
 from rosellm.roseinfer.kernels.cpu.packing import Packing, shape_of
 from rosellm.roseinfer.kernels.cpu.program import Program
+from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.trace import (
     Attend,
     Ids,
@@ -34,7 +35,6 @@ from rosellm.roseinfer.kernels.trace import (
     UntraceableError,
     listed,
 )
-from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 from rosellm.roseinfer.quant.formats import Format as QuantizedFormat
 from rosellm.roseinfer.quant.tensor import QuantizedTensor

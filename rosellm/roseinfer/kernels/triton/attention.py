@@ -50,7 +50,7 @@ def _merged(maximum, total, output, new_maximum, new_total, new_output, widen: t
     return both, total, output
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "table_width"])
 def attention_kernel(
     q,
     out,
@@ -204,7 +204,7 @@ def merge_kernel(
     maximum = tl.full([1], float("-inf"), tl.float32)
     total = tl.zeros([1], tl.float32)
     output = tl.zeros([DIM_PADDED], tl.float32)
-    for index in range(0, count):
+    for index in range(count):
         where = (first + index * distance).to(tl.int64) * HEADS + head
         o = tl.load(parts + where * DIM + dim, mask=real, other=0.0)
         m = tl.load(states + where * 2 + tl.arange(0, 1))

@@ -39,14 +39,19 @@ def _stored(cache, scales, at, slot_heads, x, mask, head_mask):
         largest = tl.max(tl.abs(x), 1)
         none = tl.max((x != x).to(tl.int32), 1) > 0
         largest = tl.where(none, float("nan"), largest)
-        scale = tl.div_rn(largest, tl.full(largest.shape, 127.0, tl.float32))
+        is_float: tl.constexpr = cache.dtype.element_ty != tl.int8
+        most: tl.constexpr = 448.0 if is_float else 127.0
+        scale = tl.div_rn(largest, tl.full(largest.shape, most, tl.float32))
         one = tl.full(largest.shape, 1.0, tl.float32)
         normal = scale >= 1.1754943508222875e-38
         inverse = tl.where(normal, tl.div_rn(one, tl.where(normal, scale, 1.0)), 0.0)
         product = x * inverse[:, None]
         product = tl.where(product == product, product, 0.0)
-        code = (product + _ROUNDER) - _ROUNDER
-        tl.store(cache + at, code.to(tl.int8), mask=mask)
+        if is_float:
+            code = tl.minimum(tl.maximum(product, -most), most)
+        else:
+            code = (product + _ROUNDER) - _ROUNDER
+        tl.store(cache + at, code.to(cache.dtype.element_ty), mask=mask)
         tl.store(scales + slot_heads, scale, mask=head_mask)
 
 
@@ -108,11 +113,11 @@ def heads_kernel(
     )
 
     slot = tl.load(slots + token)
-    owned = slot >= 0
+    owned = (slot + head * 0) >= 0
     k_head = (slot * KV + head - Q).to(tl.int64)
     own_k = (head >= Q) & (head < Q + KV) & owned
     place = k_head[:, None] * DIM + dim[None, :]
-    _stored(keys, key_scales, place, k_head, x, is_k & owned, own_k)
+    _stored(keys, key_scales, place, k_head, x, own_k[:, None] & real, own_k)
     v_head = (slot * KV + head - Q - KV).to(tl.int64)
     own_v = (head >= Q + KV) & (head < Q + 2 * KV) & owned
     place = v_head[:, None] * DIM + dim[None, :]

@@ -53,7 +53,9 @@ def order_kernel(logits, keys, stride, vocab, PIECE: tl.constexpr):
     x = tl.where(x == 0.0, 0.0, x)  # -0.0 equals 0.0
     bits = x.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-    tl.store(keys + row * vocab + token, bits * 4294967296 + (4294967295 - token), mask=real)
+    tl.store(
+        keys + row * vocab + token, bits * 4294967296 + (4294967295 - token.to(tl.int64)), mask=real
+    )
 
 
 def logprobs_of(raw: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

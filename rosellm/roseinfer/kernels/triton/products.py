@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rosellm.roseinfer.kernels import float8
-from rosellm.roseinfer.kernels.reference import ACTIVATIONS, Activation
-from rosellm.roseinfer.kernels.triton import matmul, matmul_quantized, tiles
+from rosellm.roseinfer.kernels.reference import Activation
+from rosellm.roseinfer.kernels.triton import matmul, matmul_quantized, rows, tiles
 from rosellm.roseinfer.kernels.triton.launch import EXACT, launch
 from rosellm.roseinfer.kernels.triton.packing import PackedCodes, pack, packed_bytes
+from rosellm.roseinfer.kernels.triton.support import FLOAT8_CAPABILITY
 from rosellm.roseinfer.kernels.triton.tiles import Card, Tile
 from rosellm.roseinfer.quant.formats import Format
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 _FINISH_BLOCK = 512
-_FLOAT8_CAPABILITY = (8, 9)
 _FLOAT8_MULTIPLE = 16
 _TRIED_ROWS = (1, 20, 40, 100, 200, 300)
 
@@ -50,8 +50,8 @@ class Weight:
     def shape(self) -> tuple[int, int]:
         if isinstance(self.data, PackedCodes):
             return self.data.rows, self.data.columns
-        rows, columns = self.data.shape
-        return rows, columns
+        height, width = self.data.shape
+        return height, width
 
     @property
     def out_features(self) -> int:
@@ -68,21 +68,20 @@ class Products:
     Args:
         deterministic: whether a row's bits must not depend on its batch.
         card: of the device; by default it is asked.
+
+    Attributes:
+        identity: what start-up calls them.
     """
 
     def __init__(
         self, device: torch.device, *, deterministic: bool = True, card: Card | None = None
     ) -> None:
+        self.identity = "invariant in Triton" if deterministic else "cuBLAS where it has them"
         self._deterministic = deterministic
         self._card = card or card_of(device)
         self._float8 = device.type == "cuda" and (
-            torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
+            torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
         )
-
-    @property
-    def identity(self) -> str:
-        """What bits depend on beside the card."""
-        return "deterministic" if self._deterministic else "cuBLAS"
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
@@ -105,12 +104,15 @@ class Products:
         form: Format | None,
         _activation: Activation | None,
     ) -> int:
-        rows, columns = shape
-        return rows * columns * dtype.itemsize if form is None else packed_bytes(form, *shape)
+        if form is not None:
+            return packed_bytes(form, *shape)
+        return shape[0] * shape[1] * dtype.itemsize
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         data = weight.data
-        return data.numbers(ids) if isinstance(data, PackedCodes) else data[ids]
+        if isinstance(data, PackedCodes):
+            return data.numbers(ids)
+        return rows.lookup(ids, data, data.shape[1])
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         if not len(x):
@@ -119,19 +121,21 @@ class Products:
             product = self._by_library(x, weight)
             if product is not None:
                 kind = weight.activation
-                return product if kind is None else ACTIVATIONS[kind](product)
+                return product if kind is None else rows.activate(product, kind)
         return self._by_kernel(x, weight)
 
     def agree(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Try on this card whether tiles of all heights, and parts of K summed by one program or by
-        several, give a row the same bits."""
+        several, give a row the same bits. Triton's interpreter takes too long for that."""
+        if device.type != "cuda":
+            return True
         most = max(_TRIED_ROWS)
         k = 2048
         values = torch.arange(most * k, device=device, dtype=torch.float32)
         x = (values * 0.37).sin().view(most, k).to(dtype)
         weight = Weight((values * 0.73).cos().view(most, k).to(dtype), None, None)
         whole = self.linear(x, weight)
-        return all(torch.equal(self.linear(x[:rows], weight), whole[:rows]) for rows in _TRIED_ROWS)
+        return all(torch.equal(self.linear(x[:few], weight), whole[:few]) for few in _TRIED_ROWS)
 
     def _by_library(self, x: Tensor, weight: Weight) -> Tensor | None:
         """The product before its activation, if a library does it."""
@@ -177,7 +181,9 @@ class Parts:
 
 
 def card_of(device: torch.device) -> Card:
-    """A device, as tiles are chosen for it."""
+    """A device, as tiles are chosen for it; for Triton's interpreter, a small one."""
+    if device.type != "cuda":
+        return Card(processors=4, shared=99 << 10)
     about = torch.cuda.get_device_properties(device)
     shared: int = getattr(about, "shared_memory_per_block_optin", about.shared_memory_per_block)
     return Card(about.multi_processor_count, shared)

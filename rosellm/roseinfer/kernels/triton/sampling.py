@@ -16,6 +16,7 @@ size, and sums are taken in one order, so a row's token does not depend on other
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,9 +25,11 @@ import triton.language as tl
 from torch import Tensor
 
 from rosellm.roseinfer.kernels.triton.launch import EXACT, launch
+from rosellm.roseinfer.kernels.upload import Upload, at_once
 from rosellm.roseinfer.step import LogitRow
 
 _PIECE = 4096
+_ALL = 2**31 - 2
 _LEAST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)
 
 _FAR = tl.constexpr(127.0)
@@ -220,70 +223,41 @@ def pick_kernel(bests, ids, tokens, pieces, vocab, PIECES_PADDED: tl.constexpr):
     tl.store(tokens + row, tl.minimum(chosen, vocab - 1).to(tl.int64))
 
 
-def draw(logits: Tensor, rows: Sequence[LogitRow], allowed: Tensor | None) -> Tensor:
-    """See ``kernels.sampling.draw``."""
-    logits = _by_rows(logits)
-    count, vocab = logits.shape
-    pieces = -(-vocab // _PIECE)
-    padded = triton.next_power_of_2(pieces)
-    words = 0 if allowed is None else allowed.shape[1]
-    where = (logits.stride(0), words, vocab)
-    allowed = None if allowed is None else allowed.to(logits.device, non_blocking=True).contiguous()
-    tops = logits.new_empty(count, pieces)
-    ids = logits.new_empty((count, pieces), dtype=torch.int32)
-    launch(top_kernel, (count, pieces), logits, allowed, tops, ids, *where, PIECE=_PIECE)
-    bests = tops
-    if any(row.params.temperature > 0 for row in rows):
-        ints, floats, filtered, limits = _wanted(rows, logits.device)
-        sizes = {"PIECE": _PIECE, "PIECES_PADDED": padded}
-        launch(
-            limit_kernel,
-            (len(filtered),),
-            *(logits, allowed, tops, filtered, ints, floats, limits, *where, pieces),
-            **sizes,
-            num_warps=16,
-            **EXACT,
-        )
-        bests = tops.clone()
-        launch(
-            choose_kernel,
-            (count, pieces),
-            *(logits, allowed, tops, ints, floats, limits, bests, ids, *where, pieces),
-            **sizes,
-            **EXACT,
-        )
-    tokens = logits.new_empty(count, dtype=torch.int64)
-    launch(pick_kernel, (count,), bests, ids, tokens, pieces, vocab, PIECES_PADDED=padded)
-    return tokens
+@dataclass(frozen=True)
+class Drawing:
+    """What R rows want, on the device.
+
+    Attributes:
+        ints: [R, 4] int64: seed, choice, position, top-k.
+        floats: [R, 3]: temperature, top-p, min-p.
+        filtered: the rows that have one of the first two filters, int64.
+        limits: [R] int32, of all other rows: keys up to which tokens are kept.
+    """
+
+    ints: Tensor
+    floats: Tensor
+    filtered: Tensor
+    limits: Tensor
 
 
-def _wanted(
-    rows: Sequence[LogitRow], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What rows want, in one copy: seed, choice, position and top-k [R, 4] int64; temperature,
-    top-p and min-p [R, 3] fp32; the rows with filters [F] int64; and limits [R] that keep all."""
-    ints = [(r.params.seed, r.choice, r.position, r.params.top_k) for r in rows]
-    floats = [(_temperature(r), r.params.top_p, r.params.min_p) for r in rows]
-    filtered = [
-        i
-        for i, r in enumerate(rows)
-        if r.params.temperature > 0 and (r.params.top_k > 0 or r.params.top_p < 1)
-    ]
-    limits = np.full(len(rows), 2**31 - 2, np.int32)
-    arrays = (np.array(ints, np.int64), np.array(filtered, np.int64))
-    small = (np.array(floats, np.float32), limits)
-    packed = torch.from_numpy(np.concatenate([a.ravel().view(np.int32) for a in (*arrays, *small)]))
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    parts = packed.to(device, non_blocking=True).split(
-        [2 * 4 * len(rows), 2 * len(filtered), 3 * len(rows), len(rows)]
+def lay_out(rows: Sequence[LogitRow], _vocab_size: int, upload: Upload) -> Drawing | None:
+    """What ``draw`` has to know of the rows; None where it takes the likeliest of each."""
+    if not any(row.params.temperature > 0 for row in rows):
+        return None
+    ints = [(row.params.seed, row.choice, row.position, row.params.top_k) for row in rows]
+    floats = [(_temperature(row), row.params.top_p, row.params.min_p) for row in rows]
+    filtered = [i for i, row in enumerate(rows) if _is_cut(row)]
+    return Drawing(
+        ints=upload(np.array(ints, np.int64)),
+        floats=upload(np.array(floats, np.float32)),
+        filtered=upload(np.array(filtered, np.int64)),
+        limits=upload(np.full(len(rows), _ALL, np.int32)),
     )
-    return (
-        parts[0].view(torch.int64),
-        parts[2].view(torch.float32),
-        parts[1].view(torch.int64),
-        parts[3],
-    )
+
+
+def _is_cut(row: LogitRow) -> bool:
+    """Min-p needs no search."""
+    return row.params.temperature > 0 and (row.params.top_k > 0 or row.params.top_p < 1)
 
 
 def _temperature(row: LogitRow) -> float:
@@ -292,6 +266,44 @@ def _temperature(row: LogitRow) -> float:
     return temperature and max(temperature, _LEAST_TEMPERATURE)
 
 
-def _by_rows(logits: Tensor) -> Tensor:
-    assert logits.dtype == torch.float32, "logits are fp32"
-    return logits if logits.stride(1) == 1 else logits.contiguous()
+def draw(
+    logits: Tensor,
+    rows: Sequence[LogitRow],
+    allowed: Tensor | None,
+    drawing: Drawing | None = None,
+) -> Tensor:
+    """See ``kernels.sampling.draw``."""
+    drawing = drawing or lay_out(rows, logits.shape[1], at_once(logits.device))
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    allowed = None if allowed is None else allowed.contiguous()
+    count, vocab = logits.shape
+    pieces = -(-vocab // _PIECE)
+    padded = triton.next_power_of_2(pieces)
+    where = (logits.stride(0), 0 if allowed is None else allowed.stride(0), vocab)
+    tops = logits.new_empty(count, pieces)
+    ids = logits.new_empty((count, pieces), dtype=torch.int32)
+    launch(top_kernel, (count, pieces), logits, allowed, tops, ids, *where, PIECE=_PIECE)
+    bests = tops
+    if drawing is not None:
+        sizes = {"PIECE": _PIECE, "PIECES_PADDED": padded}
+        wanted = (drawing.ints, drawing.floats, drawing.limits)
+        launch(
+            limit_kernel,
+            (len(drawing.filtered),),
+            *(logits, allowed, tops, drawing.filtered, *wanted, *where, pieces),
+            **sizes,
+            num_warps=16,
+            **EXACT,
+        )
+        bests = tops.clone()
+        launch(
+            choose_kernel,
+            (count, pieces),
+            *(logits, allowed, tops, *wanted, bests, ids, *where, pieces),
+            **sizes,
+            **EXACT,
+        )
+    tokens = logits.new_empty(count, dtype=torch.int64)
+    launch(pick_kernel, (count,), bests, ids, tokens, pieces, vocab, PIECES_PADDED=padded)
+    return tokens

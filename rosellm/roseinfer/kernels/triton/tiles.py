@@ -10,7 +10,6 @@ NARROWEST = 64
 
 _MOST_PARTS = 8
 _SHORTEST_PART = 512
-_LEAST_STAGES = 2
 
 
 @dataclass(frozen=True)
@@ -133,4 +132,4 @@ def _fitted(tile: Tile, gated: bool, step: int, shared: int) -> Tile | None:
     """
     stage = (tile.columns * (1 + gated) + tile.rows) * step
     stages = min(tile.stages, shared // stage)
-    return replace(tile, stages=stages) if stages >= _LEAST_STAGES else None
+    return replace(tile, stages=stages) if stages else None
