@@ -22,6 +22,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 MODEL ?=
 ARGS ?=
+BENCH_ARGS ?=
 FUZZ_CASES ?= 1000000
 FUZZ_SEED ?= $(shell date +%s)
 EXTRAS :=
@@ -60,8 +61,10 @@ format: $(DEV) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-gpu: ## run the GPU tests with the Python and torch of this machine, without a .venv
-	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
+gpu: ## run the GPU tests, then the benchmark, with this machine's Python and torch: no .venv
+	@export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; \
+	$(PYTHON) -m pytest -m gpu tests/gpu $(ARGS); tests=$$?; \
+	$(PYTHON) -m benchmarks.gpu $(BENCH_ARGS) && exit $$tests
 
 bench: $(RUNTIME) $(NATIVE) ## measure offline throughput: make bench [MODEL=path] [ARGS=...]
 	@exec $(BIN)/rosellm bench offline $(named_model) $(ARGS)

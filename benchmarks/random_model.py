@@ -52,6 +52,16 @@ LLAMA_1B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+# Llama 3.1 8B, likewise.
+LLAMA_8B: dict[str, Any] = {
+    **LLAMA_1B,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+}
+
 QWEN3_06B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -81,10 +91,32 @@ TINY_LONG: dict[str, Any] = {
     "head_dim": 32,
 }
 
+# Of no size at all: what runs on them is tried, not measured.
+TINY_GPT2: dict[str, Any] = {
+    **GPT2_SMALL,
+    "vocab_size": 512,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 256,
+}
+TINY_QWEN3: dict[str, Any] = {
+    **QWEN3_06B,
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+
 SHAPES = {
     "gpt2-small": GPT2_SMALL,
     "qwen3-0.6b": QWEN3_06B,
     "llama-3.2-1b": LLAMA_1B,
+    "llama-3.1-8b": LLAMA_8B,
     "tiny-long": TINY_LONG,
 }
 
@@ -93,6 +125,14 @@ def write_model(
     config: dict[str, Any], folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Path:
     """Write a model folder; the same arguments give the same bytes."""
+    describe_model(config, folder, dtype=dtype)
+    weights = dict(random_weights(config, dtype, torch.device("cpu"), seed))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def describe_model(config: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> None:
+    """Write all of a model folder but its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     end = config["vocab_size"] - 1
     ends = {"bos_token_id": end, "eos_token_id": end}
@@ -102,10 +142,14 @@ def write_model(
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer(config["vocab_size"])))
     named_ends = {"bos_token": END, "eos_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(named_ends))
-    make = _Random(seed, dtype)
-    weights = _gpt2(config, make) if config["model_type"] == "gpt2" else _llama(config, make)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+
+
+def random_weights(
+    config: dict[str, Any], dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, each made on the device when it is asked for."""
+    make = _Random(seed, dtype, device)
+    return _gpt2(config, make) if config["model_type"] == "gpt2" else _llama(config, make)
 
 
 # -- weights ---------------------------------------------------------------------------------
@@ -114,29 +158,28 @@ def write_model(
 class _Random:
     """Matrices from one generator, small as trained ones are; norms and biases as at the start."""
 
-    def __init__(self, seed: int, dtype: torch.dtype) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._generator = torch.Generator(device).manual_seed(seed)
         self._dtype = dtype
+        self._device = device
 
     def matrix(self, rows: int, columns: int) -> Tensor:
-        values = torch.randn(rows, columns, generator=self._generator)
+        values = torch.randn(rows, columns, generator=self._generator, device=self._device)
         return values.mul_(0.02).to(self._dtype)
 
     def ones(self, width: int) -> Tensor:
-        return torch.ones(width, dtype=self._dtype)
+        return torch.ones(width, dtype=self._dtype, device=self._device)
 
     def zeros(self, width: int) -> Tensor:
-        return torch.zeros(width, dtype=self._dtype)
+        return torch.zeros(width, dtype=self._dtype, device=self._device)
 
 
-def _gpt2(config: dict[str, Any], make: _Random) -> dict[str, Tensor]:
+def _gpt2(config: dict[str, Any], make: _Random) -> Iterator[tuple[str, Tensor]]:
     width = config["n_embd"]
-    weights = {
-        "wte.weight": make.matrix(config["vocab_size"], width),
-        "wpe.weight": make.matrix(config["n_positions"], width),
-        "ln_f.weight": make.ones(width),
-        "ln_f.bias": make.zeros(width),
-    }
+    yield "wte.weight", make.matrix(config["vocab_size"], width)
+    yield "wpe.weight", make.matrix(config["n_positions"], width)
+    yield "ln_f.weight", make.ones(width)
+    yield "ln_f.bias", make.zeros(width)
     matrices = {
         "attn.c_attn": (width, 3 * width),
         "attn.c_proj": (width, width),
@@ -145,22 +188,21 @@ def _gpt2(config: dict[str, Any], make: _Random) -> dict[str, Tensor]:
     }
     for layer in range(config["n_layer"]):
         for name in ("ln_1", "ln_2"):
-            weights[f"h.{layer}.{name}.weight"] = make.ones(width)
-            weights[f"h.{layer}.{name}.bias"] = make.zeros(width)
+            yield f"h.{layer}.{name}.weight", make.ones(width)
+            yield f"h.{layer}.{name}.bias", make.zeros(width)
         for name, (into, out) in matrices.items():  # Conv1D: the input dimension comes first
-            weights[f"h.{layer}.{name}.weight"] = make.matrix(into, out)
-            weights[f"h.{layer}.{name}.bias"] = make.zeros(out)
-    return weights
+            yield f"h.{layer}.{name}.weight", make.matrix(into, out)
+            yield f"h.{layer}.{name}.bias", make.zeros(out)
 
 
-def _llama(config: dict[str, Any], make: _Random) -> dict[str, Tensor]:
+def _llama(config: dict[str, Any], make: _Random) -> Iterator[tuple[str, Tensor]]:
     width, inner = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
-    weights = {
-        "model.embed_tokens.weight": make.matrix(config["vocab_size"], width),
-        "model.norm.weight": make.ones(width),
-    }
+    yield "model.embed_tokens.weight", make.matrix(config["vocab_size"], width)
+    yield "model.norm.weight", make.ones(width)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", make.matrix(config["vocab_size"], width)
     matrices = {
         "self_attn.q_proj": (queries, width),
         "self_attn.k_proj": (keys, width),
@@ -171,16 +213,14 @@ def _llama(config: dict[str, Any], make: _Random) -> dict[str, Tensor]:
         "mlp.down_proj": (width, inner),
     }
     for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}"
         for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{layer}.{name}.weight"] = make.ones(width)
+            yield f"{at}.{name}.weight", make.ones(width)
         if config["model_type"] == "qwen3":
             for name in ("q_norm", "k_norm"):
-                weights[f"model.layers.{layer}.self_attn.{name}.weight"] = make.ones(
-                    config["head_dim"]
-                )
+                yield f"{at}.self_attn.{name}.weight", make.ones(config["head_dim"])
         for name, (rows, columns) in matrices.items():
-            weights[f"model.layers.{layer}.{name}.weight"] = make.matrix(rows, columns)
-    return weights
+            yield f"{at}.{name}.weight", make.matrix(rows, columns)
 
 
 # -- tokenizer -------------------------------------------------------------------------------

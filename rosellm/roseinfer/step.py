@@ -13,6 +13,9 @@ import msgspec
 from rosellm.roseinfer.messages import Logprobs, Pooled
 from rosellm.roseinfer.request import SamplingParams
 
+UNKNOWN = 0
+"""Stands for a token that is awaited."""
+
 
 class LogitRow(msgspec.Struct, frozen=True):
     """One position whose next token is sampled.
@@ -21,7 +24,7 @@ class LogitRow(msgspec.Struct, frozen=True):
         offset: index into the work item's tokens.
         position: index of the sampled token among the choice's output tokens.
         history: prompt and output tokens so far, drafts included, when the params look at them,
-            else empty.
+            else empty. Where the work awaits its token, that is the last one here.
         prompt_len: how many of ``history`` are prompt.
         spare: a token that may have to take the sampled one's place, whose log-probability is
             then wanted as well.
@@ -49,6 +52,12 @@ class Scoring(msgspec.Struct, frozen=True):
     targets: tuple[int, ...]
     top: int
 
+    def part(self, first: int, end: int) -> Scoring | None:
+        """What of it falls to tokens first to end, seen from the first one."""
+        begin = max(first, self.offset)
+        targets = self.targets[begin - self.offset : max(end - self.offset, 0)]
+        return Scoring(begin - first, targets, self.top) if targets else None
+
 
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one sequence computes in this step.
@@ -61,6 +70,8 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
         logits: positions to sample, in order of offset.
         scoring: prompt positions to score.
         pool: whether the sequence ends here and its vector is wanted.
+        awaits: a logit row of the plan that was submitted before this one: the only token here is
+            what that row samples, whatever ``tokens`` says.
     """
 
     sequence: int
@@ -70,11 +81,29 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     logits: tuple[LogitRow, ...] = ()
     scoring: Scoring | None = None
     pool: bool = False
+    awaits: int | None = None
 
     @property
     def drafts(self) -> tuple[int, ...]:
         """Tokens that the sequence does not have (yet): a row stands before each, and one after."""
         return self.tokens[len(self.tokens) + 1 - len(self.logits) :] if self.logits else ()
+
+    @property
+    def divisible(self) -> bool:
+        """Whether ``part`` may be asked for: drafts belong together, and so does what is pooled."""
+        return len(self.tokens) > 1 and len(self.logits) <= 1 and not self.pool
+
+    def part(self, first: int, end: int) -> Work:
+        """The same for some of the tokens alone; parts come to what the whole does, one after the
+        other."""
+        rows = (row for row in self.logits if first <= row.offset < end)
+        return msgspec.structs.replace(
+            self,
+            start=self.start + first,
+            tokens=self.tokens[first:end],
+            logits=tuple(msgspec.structs.replace(r, offset=r.offset - first) for r in rows),
+            scoring=None if self.scoring is None else self.scoring.part(first, end),
+        )
 
     @property
     def num_known(self) -> int:
@@ -114,6 +143,13 @@ class WorkResult(msgspec.Struct, frozen=True, omit_defaults=True):
     scores: tuple[Logprobs, ...] = ()
     vector: Pooled | None = None
     fault: str = ""
+
+    def followed_by(self, other: WorkResult) -> WorkResult:
+        """What the whole came to of which these are the first and the second part."""
+        fault = self.fault or other.fault
+        if fault:
+            return WorkResult(fault=fault)
+        return WorkResult(self.samples + other.samples, self.scores + other.scores)
 
 
 class StepResult(msgspec.Struct, frozen=True):

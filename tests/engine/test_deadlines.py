@@ -10,13 +10,13 @@ import pytest
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
-from rosellm.roseinfer.deadlines import Deadlines
 from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
 from rosellm.roseinfer.messages import Output, Ready
-from tests.engine.fake import Harness
+from rosellm.roseinfer.scheduling.deadlines import Deadlines
 from tests.engine.test_core import FACTS, Zeros, add
-from tests.engine.test_scheduler import letters, running
+from tests.scheduling.fake import Harness
+from tests.scheduling.test_scheduler import letters, running
 
 
 def engine(now: list[float], **config: Any) -> EngineCore:

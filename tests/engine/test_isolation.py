@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
 from rosellm.roseinfer.engine.build import build_engine
 from rosellm.roseinfer.engine.core import EngineCore, PendingResult
+from rosellm.roseinfer.engine.shortage import Shortage
 from rosellm.roseinfer.messages import Add, Output, Ready
 from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.runner import memory
 from rosellm.roseinfer.step import StepPlan
 from tests.tiny_models import engine_config, write_llama
 
@@ -41,14 +44,18 @@ class Failing:
         self._runner = runner
         self._guilty = guilty
         self._error = error
-        self.steps = 0
+        self.steps = self.failed = 0
 
     def execute(self, plan: StepPlan, masks: Future[Any] | None = None) -> PendingResult:
         self.steps += 1
         if self._guilty(plan):
+            self.failed += 1
             raise self._error
         handle: PendingResult = self._runner.execute(plan, masks)
         return handle
+
+    def make_room(self, error: Exception) -> bool:
+        return memory.ran_out(error)
 
 
 @pytest.fixture(scope="module", params=["auto", "reference"])
@@ -75,7 +82,9 @@ def answers(engine: EngineCore, adds: Iterable[Add]) -> dict[tuple[int, int], li
     found: dict[tuple[int, int], list[Any]] = {}
     for row in rows:
         told = [(row.error.status, row.error.code)] if row.error else [*row.tokens]
-        found.setdefault((row.id, row.choice), []).extend([*told, *(row.logprobs or [])])
+        found.setdefault((row.id, row.choice), []).extend(
+            [*(row.prompt_logprobs or []), *told, *(row.logprobs or [])]
+        )
     return found
 
 
@@ -125,7 +134,7 @@ def test_an_exception_over_one_row_is_that_requests_alone(
     guilty = Add(9, [77, 77], SEEDED)
 
     def holds_it(plan: StepPlan) -> bool:
-        return any(work.tokens[:2] == (77, 77) for work in plan.work)
+        return any(77 in work.tokens for work in plan.work)
 
     monkeypatch.setattr(engine, "_runner", Failing(engine.runner, holds_it, error))
     mixed = answers(engine, [*INNOCENT[:place], guilty, *INNOCENT[place:]])
@@ -140,6 +149,26 @@ def test_what_is_only_too_much_at_once_is_computed_in_parts(
     runner = Failing(engine.runner, lambda plan: len(plan.work) > 1, MemoryError())
     monkeypatch.setattr(engine, "_runner", runner)
     assert answers(engine, INNOCENT) == alone
+
+
+def test_prompts_that_are_too_long_for_the_memory_are_computed_in_chunks(
+    engine: EngineCore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the same bits, scores of prompt tokens included; and steps become smaller, which is said
+    once."""
+    scored = SamplingParams(seed=0, max_tokens=2, temperature=0.0, prompt_logprobs=2, logprobs=1)
+    adds = [*INNOCENT, Add(5, [11, 12, 14] * 70, scored)]
+    monkeypatch.setattr(engine.scheduler, "limits", replace(engine.scheduler.limits, tokens=512))
+    alone = answers(engine, adds)
+    runner = Failing(engine.runner, lambda plan: plan.num_tokens > 70, torch.OutOfMemoryError())
+    monkeypatch.setattr(engine, "_runner", runner)
+    monkeypatch.setattr(engine, "_shortage", Shortage(engine.scheduler))
+    assert answers(engine, adds) == alone
+    assert engine.scheduler.limits.tokens <= 70
+    assert caplog.text.count("memory runs out") == 1
+    failed = runner.failed
+    assert answers(engine, adds) == alone
+    assert runner.failed == failed
 
 
 def test_an_engine_that_can_compute_nothing_says_so(

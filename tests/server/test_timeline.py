@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from rosellm.roseinfer.messages import Add, Output, Outputs, Stats, Timings
-from rosellm.roseinfer.phases import Phases
+from rosellm.roseinfer.scheduling.phases import Phases
 from rosellm.roseinfer.server.generate import Delta
 from rosellm.roseinfer.server.timeline import Timeline
-from tests.engine.fake import Harness
+from tests.scheduling.fake import Harness
 from tests.server.fakes import EOS, FakeEngine, Server, events, says, serving
 
 PARTS = [

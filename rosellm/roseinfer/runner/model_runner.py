@@ -23,6 +23,7 @@ from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.runner import memory
 from rosellm.roseinfer.runner.arena import Direct, Uploads
+from rosellm.roseinfer.runner.awaited import lay_out_awaited
 from rosellm.roseinfer.runner.cuda_graph import DecodeGraphs, Shape
 from rosellm.roseinfer.runner.fetch import Fetched
 from rosellm.roseinfer.runner.inputs import StepInputs, build_inputs
@@ -103,6 +104,7 @@ class ModelRunner:
         self._uploads = uploads or Direct()
         self._graphs = graphs
         self._short = False
+        self._sampled: Tensor | None = None
         self._event = None if device.type == "cpu" else torch.cuda.Event
         spec = model.spec
         self._ropes = {
@@ -114,9 +116,13 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> Handle:
-        """Compute the plan's tokens, write their KV, sample its logit rows."""
+        """Compute the plan's tokens, write their KV, sample its logit rows.
+
+        What it awaits is taken from the plan that was executed before, on the device.
+        """
         hidden, rows = self._run(plan)
         chosen = self._choose(hidden, rows, masks)
+        self._sampled = chosen.tokens if chosen else None
         scores = score(self._model.logits, hidden, rows, self._ops)
         results = [*(chosen.tensors if chosen else []), *scores.tensors]
         fetched = Fetched([*results, *self._vectors(plan, hidden)], self._event)
@@ -163,7 +169,11 @@ class ModelRunner:
         metas = self._metas(inputs, None if shape is None else shape.blocks)
         mark = uploads.mark()
         rows = lay_out_rows(plan, self._model.spec.vocab_size, self._ops, uploads.put)
+        awaited = lay_out_awaited(plan, uploads.put)
         uploads.send()
+        if awaited is not None:
+            assert self._sampled is not None, "nothing was sampled that could be awaited"
+            awaited.fill(self._sampled, inputs.ids, rows.wishes.penalties)
 
         def forward() -> Tensor:
             return self._forward(inputs.ids, self._step(inputs, metas))

@@ -90,7 +90,7 @@ def sample(logits: Tensor, wishes: Wishes, ops: Ops, allowed: Tensor | None = No
 def _sound(logits: Tensor) -> Tensor:
     """Which rows are numbers: [R]. The others are zeroed: no kernel has to draw from them."""
     finite = logits.amax(dim=1).isfinite()  # NaN is the largest
-    if logits.is_cuda or not finite.all():  # a GPU is not waited for
+    if logits.device.type != "cpu" or not finite.all():  # a GPU is not waited for
         logits.masked_fill_(~finite[:, None], 0.0)
     return finite
 

@@ -17,12 +17,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from rosellm.roseinfer import chunks
 from rosellm.roseinfer.cache import manager
 from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.request import SamplingParams
-from tests.engine.fake import END, Asked, Harness, alone
-from tests.engine.test_scheduler import letters as letters_of
+from rosellm.roseinfer.scheduling import chunks
+from tests.scheduling.fake import END, Asked, Harness, alone
+from tests.scheduling.test_scheduler import letters as letters_of
 
 LETTERS = st.one_of([st.lists(st.integers(0, 1), min_size=1, max_size=most) for most in (3, 6, 24)])
 WHICH = st.integers(0, 30)

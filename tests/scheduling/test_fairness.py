@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from rosellm.roseinfer.chunks import LEAST_CHUNK, Chunks
+from rosellm.roseinfer.scheduling.chunks import LEAST_CHUNK, Chunks
 from rosellm.roseinfer.step import StepPlan
-from tests.engine.fake import Harness
-from tests.engine.test_scheduler import letters, running, tokens_by_request
+from tests.scheduling.fake import Harness
+from tests.scheduling.test_scheduler import letters, running, tokens_by_request
 
 FIXED, EACH = 0.010, 0.0005
 
@@ -214,7 +214,7 @@ def test_cached_tokens_are_not_charged() -> None:
     drive(harness, [same, new], 400)
     answered = Counter(each.add.tenant for each in harness.asked.values() if each.over)
     assert answered["same"] > 5 * answered["new"] > 0
-    served = {s.tenant.name: s.tenant.served for s in harness.scheduler._sequences.values()}
+    served = {s.tenant.name: s.tenant.served for s in harness.scheduler.roster.sequences.values()}
     assert abs(served["same"] - served["new"]) < 100
 
 
@@ -222,7 +222,9 @@ def test_tokens_computed_again_are_not_charged_again() -> None:
     harness = Harness(num_blocks=10, block_size=2, max_model_len=20, max_num_seqs=4)
     keep = harness.add([0], tenant="other", max_tokens=1, priority=100)
     ids = [harness.add([i & 1, i >> 1], tenant="t", max_tokens=14, seed=i) for i in range(4)]
-    tenant = next(s.tenant for s in harness.scheduler._sequences.values() if s.tenant.name == "t")
+    tenant = next(
+        s.tenant for s in harness.scheduler.roster.sequences.values() if s.tenant.name == "t"
+    )
     harness.run()
     assert harness.scheduler.stats().preemptions > 0
     # The last token of an answer is never computed.
@@ -262,7 +264,7 @@ def test_no_tenant_starves_behind_ever_new_requests_of_others() -> None:
     big = harness.add(letters(120), tenant="z", max_tokens=4, priority=5)
     for step in range(1500):
         tenant = "abcdef"[step % 6]
-        if len(harness.scheduler._sequences) < 60:
+        if len(harness.scheduler.roster.sequences) < 60:
             harness.add(letters(6, rng.getrandbits(20)), tenant=tenant, max_tokens=8, n=2)
         harness.step()
         if harness.asked[big].over:
@@ -276,10 +278,10 @@ def test_tenants_that_are_gone_are_forgotten() -> None:
     for number in range(400):
         harness.add([1], tenant=f"t{number}", max_tokens=1)
         harness.step()
-    assert len(harness.scheduler._queue._tenants) < 100
+    assert len(harness.scheduler.roster.queue._tenants) < 100
     harness.abort(stays)
     harness.run()
-    assert len(harness.scheduler._queue._tenants) <= 1
+    assert len(harness.scheduler.roster.queue._tenants) <= 1
 
 
 # -- the prefix cache -------------------------------------------------------------------------

@@ -16,13 +16,24 @@ from dataclasses import dataclass, field
 from itertools import accumulate, cycle, islice
 from typing import Any
 
+from msgspec.structs import replace
+
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.messages import Add, FinishReason, Logprobs, Output, Pooled, Want
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.scheduler import Scheduler
-from rosellm.roseinfer.sequence import Sequence as Scheduled
-from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work, WorkResult
+from rosellm.roseinfer.scheduling.limits import Limits
+from rosellm.roseinfer.scheduling.scheduler import Scheduler
+from rosellm.roseinfer.scheduling.sequence import Sequence as Scheduled
+from rosellm.roseinfer.step import (
+    UNKNOWN,
+    LogitRow,
+    Sample,
+    StepPlan,
+    StepResult,
+    Work,
+    WorkResult,
+)
 
 Fingerprint = int
 END = 2
@@ -153,8 +164,11 @@ class FakeModel:
         self._windows = windows
         self._block_size = block_size
         self._owner = owner
+        self._late: dict[int, int] = {}
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, before: Submitted | None = None) -> StepResult:
+        """Run a plan; ``before`` is the one that was submitted before it, and has run."""
+        plan = self._with_awaited(plan, before)
         # The past must be in the cache before this step writes anything.
         for work in plan.work:
             self._verify(work, work.start)
@@ -163,9 +177,34 @@ class FakeModel:
             self._write(work)
         return StepResult(tuple(self._result(work) for work in plan.work))
 
+    def _with_awaited(self, plan: StepPlan, before: Submitted | None) -> StepPlan:
+        """The plan with its awaited tokens: from what was sampled, as a device does it."""
+        self._late = {}
+        rows = [] if before is None or before.result is None else before.rows
+        return StepPlan(tuple(self._arrived(work, rows) for work in plan.work))
+
+    def _arrived(self, work: Work, rows: Sequence[tuple[int, int]]) -> Work:
+        if work.awaits is None:
+            return work
+        sequence, token = rows[work.awaits]
+        assert sequence == work.sequence, "another's token is awaited"
+        assert work.tokens == (UNKNOWN,)
+        self._late[sequence] = token
+        logits = tuple(
+            replace(row, history=(*row.history[:-1], token) if row.history else ())
+            for row in work.logits
+        )
+        return replace(work, tokens=(token,), logits=logits, awaits=None)
+
     def _reader(self, work: Work) -> Owner:
         """The owner as this work sees it: with the drafts behind all that is known."""
         owner = self._owner(work.sequence)
+        if work.sequence in self._late:
+            past = owner.tokens[: work.start]
+            assert len(past) == work.start, "only one token of a sequence may be awaited"
+            token = self._late[work.sequence]
+            assert owner.tokens[work.start : work.start + 1] in ([], [token])
+            owner = Owner(owner.add, owner.choice, [*past, token])
         drafts = work.tokens[max(0, len(owner.tokens) - work.start) :]
         return Owner(owner.add, owner.choice, [*owner.tokens, *drafts], len(drafts))
 
@@ -269,7 +308,15 @@ class Submitted:
     """A plan on its way, and its result once it has run."""
 
     plan: StepPlan
+    before: Submitted | None = None
     result: StepResult | None = None
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """What was sampled by each logit row, and for whom."""
+        assert self.result is not None, "it has not run"
+        pairs = zip(self.plan.work, self.result.work, strict=True)
+        return [(work.sequence, each.token) for work, done in pairs for each in done.samples]
 
 
 class Harness:
@@ -301,14 +348,10 @@ class Harness:
         self.max_model_len = max_model_len or num_blocks * block_size
         self.scheduler = Scheduler(
             self.cache,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=budget,
-            max_model_len=self.max_model_len,
+            Limits(max_num_seqs, budget, self.max_model_len, longest_draft, whole_prompts),
             ageing=ageing,
             clock=lambda: self.now,
-            whole_prompts=whole_prompts,
             lookup=lookup,
-            longest_draft=longest_draft,
             itl_target=itl_target,
         )
         self.model = FakeModel(
@@ -316,6 +359,7 @@ class Harness:
         )
         self.asked: dict[int, Asked] = {}
         self.in_flight: deque[Submitted] = deque()
+        self._last: Submitted | None = None
         self.steps = 0
         self._sequences: dict[int, tuple[int, int]] = {}
 
@@ -383,28 +427,36 @@ class Harness:
 
     def submit(self) -> StepPlan:
         self.expire()
-        idle = [s for s in self.scheduler._running.values() if not s.in_flight]
+        idle = [s for s in self.scheduler.roster.running.values() if not s.in_flight]
         plan = self.scheduler.schedule()
         self._check_preemptions(idle)
         for work in plan.work:
-            sequence = self.scheduler._sequences[work.sequence]
+            sequence = self.scheduler.roster.sequences[work.sequence]
             self._sequences[work.sequence] = (sequence.request.id, sequence.choice)
         self._check_plan(plan)
-        self.in_flight.append(Submitted(plan))
+        submitted = Submitted(plan, self._last)
+        self.in_flight.append(submitted)
+        if plan.work:
+            self._last = submitted
         return plan
 
     def execute(self, count: int | None = None) -> None:
         """Run those of the submitted plans, or of the oldest ``count``, that have not run yet."""
         for submitted in islice(self.in_flight, count):
             if submitted.result is None:
-                submitted.result = self.model.execute(submitted.plan)
+                submitted.result = self.model.execute(submitted.plan, submitted.before)
+                submitted.before = None
 
     def execute_again(self) -> None:
         """Run the newest plan once more: nothing may change by it."""
+        before = self.in_flight[-1].before
         self.execute()
-        before = [list(pool.kv) for pool in self.pools]
-        assert self.model.execute(self.in_flight[-1].plan) == self.in_flight[-1].result
-        assert before == [pool.kv for pool in self.pools]
+        kv = [list(pool.kv) for pool in self.pools]
+        newest = self.in_flight[-1]
+        if before is None and any(work.awaits is not None for work in newest.plan.work):
+            return  # what it awaited is not kept
+        assert self.model.execute(newest.plan, before) == newest.result
+        assert kv == [pool.kv for pool in self.pools]
 
     def complete(self) -> list[Output]:
         """Take in the result of the oldest plan."""
@@ -434,7 +486,9 @@ class Harness:
         most = 100 + 5 * self.max_model_len * self._unfinished
         for depth in islice(cycle(depths), most):
             self.submit()
-            while self.in_flight and (len(self.in_flight) >= depth or not self.scheduler.has_work):
+            while self.in_flight and (
+                len(self.in_flight) >= depth or self.scheduler.hold or not self.scheduler.has_work
+            ):
                 self.complete()
             self.check()
             if not self.scheduler.has_work:
@@ -466,7 +520,7 @@ class Harness:
         """What holds when every request has been answered."""
         self.check()
         assert not self.scheduler.has_work
-        assert not self.scheduler._sequences
+        assert not self.scheduler.roster.sequences
         assert all(asked.over for asked in self.asked.values())
         assert all(pool.used == 0 for pool in self.pools)
         self.cache.flush()
@@ -483,10 +537,10 @@ class Harness:
 
     def _check_preemptions(self, idle: Iterable[Scheduled]) -> None:
         """No urgent one yields, within a tenant; nor one of the least served tenant to another."""
-        running = self.scheduler._running
+        running = self.scheduler.roster.running
         preempted = [s for s in idle if s.number not in running]
         kept = [s for s in idle if s.number in running]
-        left = {s.tenant for s in self.scheduler._sequences.values() if not s.finished}
+        left = {s.tenant for s in self.scheduler.roster.sequences.values() if not s.finished}
         for gone in preempted:
             own = [s for s in kept if s.tenant is gone.tenant]
             assert all(s.rank < gone.rank for s in own), "an urgent one yields"
@@ -494,10 +548,10 @@ class Harness:
             assert served_less or all(s.urgency < gone.urgency for s in kept), "it was its turn"
 
     def _check_plan(self, plan: StepPlan) -> None:
-        assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
-        assert len(plan.work) <= self.scheduler.max_num_seqs
+        assert plan.num_tokens <= self.scheduler.limits.tokens
+        assert len(plan.work) <= self.scheduler.limits.sequences
         rows = sum(len(work.logits) for work in plan.work)
-        assert rows <= max(self.scheduler.max_num_seqs, 1 + self.model.longest_draft)
+        assert rows <= max(self.scheduler.limits.sequences, 1 + self.model.longest_draft)
         assert len({work.sequence for work in plan.work}) == len(plan.work)
         for work in plan.work:
             asked = self.asked[self._sequences[work.sequence][0]]

@@ -10,7 +10,7 @@ import pytest
 from rosellm.roseinfer.cache import manager
 from rosellm.roseinfer.messages import Output
 from rosellm.roseinfer.step import StepPlan
-from tests.engine.fake import END, Harness
+from tests.scheduling.fake import END, Harness
 
 LONG = 1_000_000
 
@@ -23,7 +23,7 @@ def letters(count: int, seed: int = 1) -> list[int]:
 
 def running(harness: Harness) -> set[int]:
     """Ids of the requests that hold a place in the batch."""
-    return {sequence.request.id for sequence in harness.scheduler._running.values()}
+    return {sequence.request.id for sequence in harness.scheduler.roster.running.values()}
 
 
 def tokens_by_request(harness: Harness, plan: StepPlan) -> dict[int, int]:
@@ -307,7 +307,7 @@ def test_a_long_prompt_is_hashed_over_several_steps() -> None:
     stream = harness.add([0], max_tokens=LONG)
     harness.step()
     again = harness.add(letters(length), max_tokens=1)
-    kv = next(s.kv for s in harness.scheduler._sequences.values() if s.request.id == again)
+    kv = next(s.kv for s in harness.scheduler.roster.sequences.values() if s.request.id == again)
     steps = 0
     while not harness.asked[again].over:
         known = len(kv.hashes)
@@ -405,7 +405,7 @@ def test_aborted_requests_leave_the_queue() -> None:
     for _ in range(1000):
         harness.abort(harness.add([1], max_tokens=1))
     assert harness.scheduler.num_waiting == 1
-    assert len(harness.scheduler._sequences[2].tenant._heap) < 200
+    assert len(harness.scheduler.roster.sequences[2].tenant._heap) < 200
     harness.abort(runs)
     harness.run()
     assert harness.answer(waits) == harness.alone(waits)
@@ -417,10 +417,10 @@ def test_aborted_requests_leave_the_queue() -> None:
 def test_a_plan_over_one_in_flight_goes_on_with_the_prompt() -> None:
     harness = Harness(block_size=4, budget=6)
     id = harness.add(letters(14), max_tokens=3)
-    starts = [harness.submit().work[0].start for _ in range(3)]
-    assert starts == [0, 6, 12]
-    assert not harness.submit().work, "its next token is not known yet"
-    for _ in range(4):
+    starts = [harness.submit().work[0].start for _ in range(4)]
+    assert starts == [0, 6, 12, 14]
+    assert not harness.submit().work, "the token after the next is too far ahead"
+    for _ in range(5):
         harness.complete()
     harness.run()
     assert harness.answer(id) == harness.alone(id)
@@ -437,7 +437,8 @@ def test_nothing_in_flight_is_preempted() -> None:
     harness.step()
     harness.step()
     assert len(harness.submit().work) == 3
-    assert not harness.submit().work
+    assert tokens_by_request(harness, harness.submit()) == {streams[0]: 1}, "the last block"
+    assert harness.scheduler.hold
     harness.check()
     assert harness.scheduler.stats().preemptions == 0
     harness.run(depths=(2,))
@@ -455,10 +456,11 @@ def test_the_urgent_do_not_yield_to_what_is_in_flight() -> None:
     meek = harness.add(letters(8), max_tokens=2)
     for _ in range(3):
         harness.step()
-    assert tokens_by_request(harness, harness.submit()) == {urgent: 1, meek: 1}
-    assert tokens_by_request(harness, harness.submit()) == {meek: 2}
+    for _ in range(2):
+        assert tokens_by_request(harness, harness.submit()) == {urgent: 1, meek: 1}
     harness.complete()
     assert not harness.submit().work
+    assert harness.scheduler.hold
     assert running(harness) == {urgent, meek}
     harness.complete()
     harness.complete()
@@ -567,8 +569,8 @@ def test_scores_are_not_told_twice_after_a_preemption() -> None:
     for _ in range(3):
         harness.step()
     urgent = harness.add(letters(9, seed=2), max_tokens=1)
-    sequence = next(iter(harness.scheduler._running.values()))
-    harness.scheduler._preempt(sequence)
+    sequence = next(iter(harness.scheduler.roster.running.values()))
+    harness.scheduler._preemption.preempt(sequence)
     harness.run()
     assert harness.asked[urgent].over
     assert len(harness.asked[1].scores) == 9

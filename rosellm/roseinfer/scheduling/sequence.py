@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rosellm.roseinfer.cache.manager import SequenceKV
-from rosellm.roseinfer.fairness import Tenant
 from rosellm.roseinfer.grammar.constraint import Constraint
 from rosellm.roseinfer.messages import Want
-from rosellm.roseinfer.phases import Phases
 from rosellm.roseinfer.request import SamplingParams
+from rosellm.roseinfer.scheduling.fairness import Tenant
+from rosellm.roseinfer.scheduling.phases import Phases
 from rosellm.roseinfer.speculation.drafter import Drafter
 
 Rank = tuple[float, int]
@@ -37,10 +37,11 @@ class Sequence:
     ``num_scheduled`` counts what submitted plans cover, ``num_computed`` what has come
     back; they differ only while a plan is in flight. ``rank`` orders by virtual arrival
     time: a level of priority is worth a fixed number of seconds, so that everything that
-    waits overtakes, in time, all that arrives later. ``num_scored`` prompt positions have
-    been reported; the last one has nothing to be scored against. What waits counts for
-    ``queued`` tokens, and is ``ready`` if it could be admitted. All before position ``charged``
-    has been charged to its tenant.
+    waits overtakes, in time, all that arrives later. It ends at ``longest`` tokens.
+    ``num_scored`` prompt positions have been reported; the last one has nothing to be scored
+    against. What waits counts for ``queued`` tokens, and is ``ready`` if it could be admitted.
+    All before position ``charged`` has been charged to its tenant. The next token is ``awaited``
+    from that row of the newest submitted plan, if it may be computed before it is known.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Sequence:
     choice: int
     params: SamplingParams
     prompt_len: int
+    longest: int
     tokens: list[int]
     rank: Rank
     kv: SequenceKV
@@ -64,6 +66,7 @@ class Sequence:
     queued: int = 0
     ready: bool = False
     charged: int = 0
+    awaited: int | None = None
 
     @property
     def tenant(self) -> Tenant:
@@ -76,12 +79,18 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that are known but not yet covered by a plan."""
-        return len(self.tokens) - self.num_scheduled
+        """Tokens that no plan covers yet: those that are known, or the one that is awaited."""
+        known = len(self.tokens) - self.num_scheduled
+        return 1 if known == 0 and self.awaited is not None else max(0, known)
 
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still come."""
+        return self.longest - len(self.tokens)
 
     @property
     def samples(self) -> bool:
@@ -93,3 +102,8 @@ class Sequence:
         """Whether prompt positions are still to be scored. Siblings leave it to the first."""
         wanted = self.params.prompt_logprobs is not None and self.choice == 0
         return wanted and self.want == "tokens" and self.num_scored < self.prompt_len - 1
+
+    @property
+    def tells_spares(self) -> bool:
+        """Whether a token may take the sampled one's place, and its score has to be told then."""
+        return self.constraint is not None and self.params.logprobs is not None

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.sequence import Rank, Sequence
+    from rosellm.roseinfer.scheduling.sequence import Rank, Sequence
 
 
 class Tenant:
