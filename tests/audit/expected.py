@@ -32,6 +32,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "tests/text/test_tokenizer.py": (PYTHON,),
     # native code is compiled, looked at, and run in programs of its own
     "tests/kernels/cpu/": (PYTHON, *COMPILERS, "a compiler", "false", "sh", "fork", "pool"),
+    # programs that compile for cards, which run the compiler's tools
+    "tests/kernels/triton/test_compiled.py": (PYTHON,),
     "tests/kernels/triton/test_compile_products.py": (PYTHON,),
     # a corpus is made by several processes, which hand their parts over pickled
     "tests/trainer/": (PYTHON, "unpickling"),
