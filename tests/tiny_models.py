@@ -30,7 +30,6 @@ from rosellm.roseinfer.messages import Add, Logprobs, RowError
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.request import SamplingParams
-from rosellm.roseinfer.runner.inputs import build_inputs
 from rosellm.roseinfer.runner.model_runner import ModelRunner
 from rosellm.roseinfer.runner.resolve import resolve_device, resolve_dtype, resolve_kv_dtype
 from rosellm.roseinfer.step import StepPlan, Work
@@ -403,7 +402,9 @@ def generate(
         if not open_ids:
             break
         assert step < 100_000, "the engine makes no progress"
-    assert not core.has_work
+    assert not core.scheduler.has_work
+    while core.has_work:  # a step that was submitted before the last answer was known to end
+        assert core.step().rows == []
     return [results[add.id] for add in adds]
 
 
@@ -436,9 +437,8 @@ def all_logits(core: EngineCore, tokens: Sequence[int], chunk: int | None = None
     pieces = []
     for start in range(0, len(tokens), chunk or len(tokens)):
         part = tuple(tokens[start : start + (chunk or len(tokens))])
-        inputs = build_inputs(StepPlan((Work(0, start, part, tables),)), runner._device)
+        hidden = runner.hidden_states(StepPlan((Work(0, start, part, tables),)))
         with torch.inference_mode():
-            hidden = runner._model(inputs.ids, runner._step(inputs))
             pieces.append(runner._model.logits(hidden).clone())
     core.scheduler.cache.flush()
     return torch.cat(pieces)

@@ -185,7 +185,7 @@ def _memory_facts(made: Choices) -> Facts:
             made.kv_dtype,
             made.device,
             made.step_tokens,
-            free - needs.serving,
+            free - resolve.spared(made.config.cache, free, made.device) - needs.serving,
         )
     except (ConfigError, ModelError) as error:
         yield "fits", str(error)

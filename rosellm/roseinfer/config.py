@@ -43,6 +43,7 @@ ReasoningParser = Literal[
     "harmony",
 ]
 Speculate = Literal["none", "ngram"]
+Overlap = Literal["auto", "on", "off"]
 LogFormat = Literal["text", "json"]
 
 
@@ -102,6 +103,9 @@ class ModelConfig:
     kernels: Kernels = option(
         "auto", "auto takes the fastest there are for the device; reference is plain torch"
     )
+    enforce_eager: bool = option(
+        False, "start every operation of a step by itself: no CUDA graphs on a GPU"
+    )
     max_model_len: int | None = option(
         None,
         "longest prompt plus answer, in tokens; default: what the model and memory allow",
@@ -116,6 +120,13 @@ class CacheConfig:
     block_size: int = option(16, "tokens in one KV block", least=1)
     kv_cache_gb: float | None = option(
         None, "memory for the KV cache, in GiB; default: sized from free memory"
+    )
+    gpu_memory_utilization: float = option(
+        0.9,
+        "share of the memory that is free on a GPU at the start, what other programs use not"
+        " counted, which weights, steps and KV cache may take together",
+        least=0.01,
+        most=1,
     )
     kv_cache_dtype: KVCacheDType = option(
         "auto", "hold keys and values in 8 bits, a scale for each head of a token; auto is `dtype`"
@@ -153,6 +164,11 @@ class SchedulerConfig:
     )
     speculate: Speculate = option(
         "none", "draft tokens and verify several in one step; ngram drafts what repeats"
+    )
+    overlap: Overlap = option(
+        "auto",
+        "plan and submit a step while the one before is computed, over tokens that are not known"
+        " yet: on, off, or auto: on a GPU",
     )
     num_speculative_tokens: int = option(
         16, "most tokens in one draft, those of a request's `prediction` included; 0 drafts none"

@@ -13,6 +13,9 @@ import msgspec
 from rosellm.roseinfer.messages import Logprobs, Pooled
 from rosellm.roseinfer.request import SamplingParams
 
+UNKNOWN = 0
+"""Stands for a token that is awaited."""
+
 
 class LogitRow(msgspec.Struct, frozen=True):
     """One position whose next token is sampled.
@@ -21,7 +24,7 @@ class LogitRow(msgspec.Struct, frozen=True):
         offset: index into the work item's tokens.
         position: index of the sampled token among the choice's output tokens.
         history: prompt and output tokens so far, drafts included, when the params look at them,
-            else empty.
+            else empty. Where the work awaits its token, that is the last one here.
         prompt_len: how many of ``history`` are prompt.
         spare: a token that may have to take the sampled one's place, whose log-probability is
             then wanted as well.
@@ -61,6 +64,8 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
         logits: positions to sample, in order of offset.
         scoring: prompt positions to score.
         pool: whether the sequence ends here and its vector is wanted.
+        awaits: a logit row of the plan that was submitted before this one: the only token here is
+            what that row samples, whatever ``tokens`` says.
     """
 
     sequence: int
@@ -70,6 +75,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     logits: tuple[LogitRow, ...] = ()
     scoring: Scoring | None = None
     pool: bool = False
+    awaits: int | None = None
 
     @property
     def drafts(self) -> tuple[int, ...]:

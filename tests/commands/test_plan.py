@@ -100,13 +100,13 @@ def held_bytes(runner: ModelRunner) -> int:
 
 
 def cache_bytes(storage: KVStorage) -> int:
-    """Of all blocks but the null block of each layer."""
+    """Of all blocks but the two that belong to no sequence, of each layer."""
     total = 0
     for group, count in zip(storage.groups, storage.null_blocks, strict=True):
         for layer in group.layers:
             for part in storage.layer(layer):
                 scales = 0 if part.scales is None else part.scales.nbytes
-                total += (part.data.nbytes + scales) * count // (count + 1)
+                total += (part.data.nbytes + scales) * count // (count + 2)
     return total
 
 

@@ -262,6 +262,9 @@ class Faulty:
     def execute(self, plan: StepPlan) -> Any:
         raise RuntimeError(f"cannot compute {plan.num_tokens} tokens")
 
+    def probe(self) -> None:
+        pass
+
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failed_thread_says_why() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rosellm.roseinfer.kernels import sampling
+from rosellm.roseinfer.kernels.upload import at_once
 from rosellm.roseinfer.step import LogitRow
 from tests.sampling import FILTERS, VOCAB, kept, make_logits, make_row, oracle, random_rows
 
@@ -59,7 +60,10 @@ def test_candidates_and_full_sort_agree_to_the_bit(monkeypatch: pytest.MonkeyPat
     answers = []
     for candidates in (16, 100, 300, 1024):
         monkeypatch.setattr(sampling, "CANDIDATES", candidates)
-        thresholds = sampling._threshold(logits.softmax(-1), rows)
+        drawing = sampling.lay_out(rows, 700, at_once(logits.device))
+        assert drawing is not None
+        assert drawing.filters is not None
+        thresholds = sampling._threshold(logits.softmax(-1), drawing.filters)
         answers.append((thresholds.flatten().tolist(), draw(logits, rows)))
     assert all(answer == answers[0] for answer in answers)
 

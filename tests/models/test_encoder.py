@@ -18,7 +18,6 @@ from rosellm.roseinfer.engine.core import EngineCore
 from rosellm.roseinfer.errors import ModelError
 from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.models.registry import find_architecture
-from rosellm.roseinfer.runner.inputs import build_inputs
 from rosellm.roseinfer.step import StepPlan, Work
 from rosellm.roseinfer.text.load import load_tokenizer
 from tests.e2e.conftest import start_server
@@ -159,9 +158,7 @@ def hidden_states(core: EngineCore, tokens: Sequence[int]) -> Tensor:
     runner: Any = core._runner
     table = tuple(range(-(-len(tokens) // 16)))
     plan = StepPlan((Work(0, 0, tuple(tokens), (table,)),))
-    inputs = build_inputs(plan, torch.device("cpu"))
-    with torch.inference_mode():
-        states: Tensor = runner._model(inputs.ids, runner._step(inputs)).clone()
+    states: Tensor = runner.hidden_states(plan)
     return states
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from rosellm.roseinfer.config import Kernels
 from rosellm.roseinfer.kernels.table import choose_ops
+from rosellm.roseinfer.kernels.upload import at_once
 from rosellm.roseinfer.runner import sampler
+from rosellm.roseinfer.runner.rows import Wishes
 from rosellm.roseinfer.step import LogitRow, Sample
 from tests.sampling import (
     VOCAB,
@@ -34,7 +36,12 @@ def run(request: pytest.FixtureRequest) -> Run:
     ops = choose_ops(torch.device("cpu"), wanted)
     if wanted == "auto" and ops.name == "reference":
         pytest.skip(ops.reason)
-    return lambda logits, rows: sampler.sample(logits.clone(), rows, ops).to_samples(rows)
+
+    def run(logits: Tensor, rows: Sequence[LogitRow]) -> list[Sample]:
+        wishes = Wishes.of(rows, logits.shape[1], ops, at_once(logits.device))
+        return sampler.to_samples(rows, sampler.sample(logits.clone(), wishes, ops).tensors)
+
+    return run
 
 
 # -- tokens -----------------------------------------------------------------------

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, cycle, islice
 from typing import Any
 
+from msgspec.structs import replace
+
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.messages import Add, FinishReason, Logprobs, Output, Pooled, Want
@@ -23,7 +25,15 @@ from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.scheduling.limits import Limits
 from rosellm.roseinfer.scheduling.scheduler import Scheduler
 from rosellm.roseinfer.scheduling.sequence import Sequence as Scheduled
-from rosellm.roseinfer.step import LogitRow, Sample, StepPlan, StepResult, Work, WorkResult
+from rosellm.roseinfer.step import (
+    UNKNOWN,
+    LogitRow,
+    Sample,
+    StepPlan,
+    StepResult,
+    Work,
+    WorkResult,
+)
 
 Fingerprint = int
 END = 2
@@ -154,8 +164,11 @@ class FakeModel:
         self._windows = windows
         self._block_size = block_size
         self._owner = owner
+        self._late: dict[int, int] = {}
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, before: Submitted | None = None) -> StepResult:
+        """Run a plan; ``before`` is the one that was submitted before it, and has run."""
+        plan = self._with_awaited(plan, before)
         # The past must be in the cache before this step writes anything.
         for work in plan.work:
             self._verify(work, work.start)
@@ -164,9 +177,34 @@ class FakeModel:
             self._write(work)
         return StepResult(tuple(self._result(work) for work in plan.work))
 
+    def _with_awaited(self, plan: StepPlan, before: Submitted | None) -> StepPlan:
+        """The plan with its awaited tokens: from what was sampled, as a device does it."""
+        self._late = {}
+        rows = [] if before is None or before.result is None else before.rows
+        return StepPlan(tuple(self._arrived(work, rows) for work in plan.work))
+
+    def _arrived(self, work: Work, rows: Sequence[tuple[int, int]]) -> Work:
+        if work.awaits is None:
+            return work
+        sequence, token = rows[work.awaits]
+        assert sequence == work.sequence, "another's token is awaited"
+        assert work.tokens == (UNKNOWN,)
+        self._late[sequence] = token
+        logits = tuple(
+            replace(row, history=(*row.history[:-1], token) if row.history else ())
+            for row in work.logits
+        )
+        return replace(work, tokens=(token,), logits=logits, awaits=None)
+
     def _reader(self, work: Work) -> Owner:
         """The owner as this work sees it: with the drafts behind all that is known."""
         owner = self._owner(work.sequence)
+        if work.sequence in self._late:
+            past = owner.tokens[: work.start]
+            assert len(past) == work.start, "only one token of a sequence may be awaited"
+            token = self._late[work.sequence]
+            assert owner.tokens[work.start : work.start + 1] in ([], [token])
+            owner = Owner(owner.add, owner.choice, [*past, token])
         drafts = work.tokens[max(0, len(owner.tokens) - work.start) :]
         return Owner(owner.add, owner.choice, [*owner.tokens, *drafts], len(drafts))
 
@@ -270,7 +308,15 @@ class Submitted:
     """A plan on its way, and its result once it has run."""
 
     plan: StepPlan
+    before: Submitted | None = None
     result: StepResult | None = None
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """What was sampled by each logit row, and for whom."""
+        assert self.result is not None, "it has not run"
+        pairs = zip(self.plan.work, self.result.work, strict=True)
+        return [(work.sequence, each.token) for work, done in pairs for each in done.samples]
 
 
 class Harness:
@@ -313,6 +359,7 @@ class Harness:
         )
         self.asked: dict[int, Asked] = {}
         self.in_flight: deque[Submitted] = deque()
+        self._last: Submitted | None = None
         self.steps = 0
         self._sequences: dict[int, tuple[int, int]] = {}
 
@@ -387,21 +434,29 @@ class Harness:
             sequence = self.scheduler.roster.sequences[work.sequence]
             self._sequences[work.sequence] = (sequence.request.id, sequence.choice)
         self._check_plan(plan)
-        self.in_flight.append(Submitted(plan))
+        submitted = Submitted(plan, self._last)
+        self.in_flight.append(submitted)
+        if plan.work:
+            self._last = submitted
         return plan
 
     def execute(self, count: int | None = None) -> None:
         """Run those of the submitted plans, or of the oldest ``count``, that have not run yet."""
         for submitted in islice(self.in_flight, count):
             if submitted.result is None:
-                submitted.result = self.model.execute(submitted.plan)
+                submitted.result = self.model.execute(submitted.plan, submitted.before)
+                submitted.before = None
 
     def execute_again(self) -> None:
         """Run the newest plan once more: nothing may change by it."""
+        before = self.in_flight[-1].before
         self.execute()
-        before = [list(pool.kv) for pool in self.pools]
-        assert self.model.execute(self.in_flight[-1].plan) == self.in_flight[-1].result
-        assert before == [pool.kv for pool in self.pools]
+        kv = [list(pool.kv) for pool in self.pools]
+        newest = self.in_flight[-1]
+        if before is None and any(work.awaits is not None for work in newest.plan.work):
+            return  # what it awaited is not kept
+        assert self.model.execute(newest.plan, before) == newest.result
+        assert kv == [pool.kv for pool in self.pools]
 
     def complete(self) -> list[Output]:
         """Take in the result of the oldest plan."""
@@ -431,7 +486,9 @@ class Harness:
         most = 100 + 5 * self.max_model_len * self._unfinished
         for depth in islice(cycle(depths), most):
             self.submit()
-            while self.in_flight and (len(self.in_flight) >= depth or not self.scheduler.has_work):
+            while self.in_flight and (
+                len(self.in_flight) >= depth or self.scheduler.hold or not self.scheduler.has_work
+            ):
                 self.complete()
             self.check()
             if not self.scheduler.has_work:

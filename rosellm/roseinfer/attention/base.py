@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rosellm.roseinfer.cache.storage import KVTensor
+from rosellm.roseinfer.kernels.upload import Upload
 
 
 class AttentionBackend(Protocol):
@@ -15,10 +16,14 @@ class AttentionBackend(Protocol):
 
     ``prepare`` is called once a step and KV group; its result is passed to ``run`` for
     every layer of the group.
+
+    Attributes:
+        capturable: whether it can run in a CUDA graph, see ``prepare``.
     """
 
     name: str
     invariant: bool
+    capturable: bool
 
     def prepare(
         self,
@@ -28,6 +33,8 @@ class AttentionBackend(Protocol):
         null_block: int,
         window: int | None = None,
         causal: bool = True,
+        upload: Upload | None = None,
+        blocks: int | None = None,
     ) -> Any:
         """Describe the step's sequences.
 
@@ -40,6 +47,11 @@ class AttentionBackend(Protocol):
             window: a query sees this many latest positions, itself included; None sees all.
             causal: whether a query sees only positions up to its own; otherwise it sees all
                 of its sequence, which is then whole in this step.
+            upload: how what is described here gets to the device; None: at once.
+            blocks: only where ``capturable``, and each sequence has one token: the kernels run
+                again on whatever later descriptions upload to the same places. Shapes and launches
+                depend on the number of sequences and on this alone, as if each had so many
+                blocks; all tensors of the result are uploads.
         """
 
     def slots(self, meta: Any) -> Tensor:

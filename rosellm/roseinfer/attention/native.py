@@ -14,6 +14,7 @@ from torch import Tensor
 from rosellm.roseinfer.cache.storage import KVTensor
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library
+from rosellm.roseinfer.kernels.upload import Upload
 
 _Table = tuple[tuple[int, ...], bytes]  # and its int32
 
@@ -39,6 +40,7 @@ class NativeAttention:
 
     name = "native"
     invariant = True
+    capturable = False
 
     def __init__(self, block_size: int, library: Library) -> None:
         self._block_size = block_size
@@ -53,6 +55,8 @@ class NativeAttention:
         null_block: int,
         window: int | None = None,
         causal: bool = True,
+        upload: Upload | None = None,
+        blocks: int | None = None,
     ) -> NativeStep:
         rows = array("i", accumulate(lengths, initial=0))
         positions = array("i", starts)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.cache.storage import KVTensor
 from rosellm.roseinfer.kernels.reference import batched_matmul, read_kv, tree_sum
+from rosellm.roseinfer.kernels.upload import Upload, at_once
 
 QUERY_TILE = 16
 KV_TILE = 128
@@ -58,6 +59,7 @@ class ReferenceAttention:
 
     name = "reference"
     invariant = True
+    capturable = False  # which tiles there are is known to the host alone
 
     def __init__(self, block_size: int, device: torch.device) -> None:
         self._block_size = block_size
@@ -71,7 +73,10 @@ class ReferenceAttention:
         null_block: int,
         window: int | None = None,
         causal: bool = True,
+        upload: Upload | None = None,
+        blocks: int | None = None,
     ) -> Tiles:
+        upload = upload or at_once(self._device)
         ends = [start + length for start, length in zip(starts, lengths, strict=True)]
         kv_slots = self._kv_slots(ends, tables, null_block)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -92,16 +97,16 @@ class ReferenceAttention:
         own = [kv_slots[s, a:b] for s, (a, b) in enumerate(zip(starts, ends, strict=True))]
         counts = np.array([reach[i] for i in order])
         return Tiles(
-            rows=self._tensor(rows),
-            positions=self._tensor(np.asarray(starts)[sequences][:, None] + clipped),
-            kv_slots=self._tensor(kv_slots),
-            sequences=self._tensor(sequences),
+            rows=upload(rows),
+            positions=upload(np.asarray(starts)[sequences][:, None] + clipped),
+            kv_slots=upload(kv_slots),
+            sequences=upload(sequences),
             active=tuple(int((counts > j).sum()) for j in range(counts.max())),
-            inverse=self._tensor(inverse),
-            slots=self._tensor(np.concatenate(own)),
+            inverse=upload(inverse),
+            slots=upload(np.concatenate(own)),
             window=window,
             first=0 if window is None else max(min(starts) - window + 1, 0) // KV_TILE,
-            ends=None if causal else self._tensor(np.asarray(ends)[sequences][:, None, None]),
+            ends=None if causal else upload(np.asarray(ends)[sequences][:, None, None]),
         )
 
     def slots(self, meta: Tiles) -> Tensor:
@@ -169,9 +174,6 @@ class ReferenceAttention:
         if meta.window is not None:
             hidden |= kv <= own - meta.window
         return hidden
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
 def _pad_last(x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ Knows neither tokens nor tensors. A block is
 * *cached*: nobody refers to it, but its content is known by hash and can be
   shared again.
 
-A block that is not free has an owner. Evicted is a block of whoever asks for one, or of an owner who
-holds more than an equal share of the pool, used and cached together: of the one who holds most, and
-of that one's the least recently used. So whoever fills the pool loses what is its own, and all that
-hold something come to equal shares. What is within a share goes when nothing else is left.
+A block that is not free has an owner. Evicted is a block of whoever asks for one, or of an owner
+who holds more than an equal share of the pool, used and cached together: of the one who holds most,
+and of that one's the least recently used. So whoever fills the pool loses what is its own, and all
+that hold something come to equal shares. What is within a share goes when nothing else is left.
 """
 
 from __future__ import annotations

@@ -55,8 +55,9 @@ class KVTensor:
 class KVStorage:
     """Keys and values of every layer, by slot = block * block size + offset.
 
-    One block more than a group's pool knows of is kept at the end, all zeros and never
-    written: attention reads it where a sequence has no token, or no longer any.
+    Two blocks more than a group's pool knows of are kept at the end. The first is all zeros and
+    never written: attention reads it where a sequence has no token, or no longer any. The second is
+    for whatever has to be written somewhere and means nothing.
 
     Args:
         num_blocks: of each group.
@@ -73,9 +74,10 @@ class KVStorage:
     ) -> None:
         self.groups = tuple(groups)
         self.null_blocks = tuple(num_blocks)
+        self.trash_blocks = tuple(count + 1 for count in num_blocks)
         self._layers: dict[int, tuple[KVTensor, KVTensor]] = {}
         for group, null_block in zip(self.groups, self.null_blocks, strict=True):
-            heads = ((null_block + 1) * block_size, group.kv_heads)
+            heads = ((null_block + 2) * block_size, group.kv_heads)
             for layer in group.layers:
                 keys, values = (_empty(heads, group.head_dim, dtype, device) for _ in range(2))
                 self._layers[layer] = keys, values

@@ -23,9 +23,12 @@ from rosellm.roseinfer.messages import Decision, Progress, Ready
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import memory, resolve
-from rosellm.roseinfer.runner.choices import Described, choose
+from rosellm.roseinfer.runner.arena import Arena
+from rosellm.roseinfer.runner.choices import Choices, Described, choose
+from rosellm.roseinfer.runner.cuda_graph import CudaRecorder, DecodeGraphs, sizes, widths
 from rosellm.roseinfer.runner.model_runner import ModelRunner
-from rosellm.roseinfer.runner.plan import plan_memory
+from rosellm.roseinfer.runner.plan import needs_of, plan_measured, plan_memory, upload_bytes
+from rosellm.roseinfer.runner.profile import CudaMeter, Meter, step_bytes
 from rosellm.roseinfer.text.load import load_tokenizer
 
 
@@ -43,16 +46,18 @@ def build_engine(
     architecture = find_architecture(checkpoint.architecture)
     spec = architecture.read_config(checkpoint.config).with_pooling(checkpoint.pooling)
     made = choose(config, Described(architecture, spec, checkpoint.dtype, checkpoint.recipe))
-    # what cannot work is refused before loading
-    plan = plan_memory(made, memory.available(made.device)).cache
+    free = memory.available(made.device)
+    plan = plan_memory(made, free).cache  # what cannot work is refused before loading
     weights = begin_hashing(config.model.model)
     source = Source(config.model.model, checkpoint, architecture.weights)
     model, ops, device, dtype = made.model, made.ops, made.device, made.dtype
     came_from = fill(model, source, made.recipe, Place(dtype, device), on_progress, ops.packed)
     memory.give_back()
-    block_size = config.cache.block_size
+    backend, block_size = made.backend, config.cache.block_size
+    if device.type == "cuda":
+        on_progress(Progress("measuring memory"))
+        plan = _measured(made, plan.max_model_len, free, CudaMeter(device))
     storage = KVStorage(spec.kv_groups, plan.num_blocks, block_size, made.kv_dtype, device)
-    backend = ops.attention(block_size, device)
     promised = ops.invariant and backend.invariant
     invariant = promised and model.rows_are_independent(dtype, device)
     facts = Ready(
@@ -76,8 +81,10 @@ def build_engine(
             *made.kv_decisions,
             *plan.decisions,
             made.step_decision,
+            made.overlap_decision,
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
             Decision("attention", backend.name, "paged"),
+            *made.graph_decisions,
             *([] if spec.generates else [Decision("vectors", spec.pooling, "an encoder")]),
         ],
         generates=spec.generates,
@@ -85,13 +92,50 @@ def build_engine(
         embedding_size=spec.hidden_size,
     )
     return EngineCore(
-        ModelRunner(model, ops, storage, backend, device, plan.max_model_len, spec.pooling),
+        _runner(made, storage, plan.max_model_len),
         facts,
         config.scheduler,
         cache=_cache(config.cache, spec, plan, made.kv_dtype),
         step_tokens=made.step_tokens,
         whole_prompts=not spec.causal,
         vocabulary=partial(_vocabulary, config.model, spec.vocab_size),
+        overlap=made.overlap,
+    )
+
+
+def _measured(made: Choices, max_model_len: int, free: int, meter: Meter) -> resolve.CachePlan:
+    """The cache that the memory is enough for, now that the weights are there.
+
+    Args:
+        free: bytes that were free at the start.
+    """
+    step = step_bytes(made, max_model_len, meter)
+    spared = resolve.spared(made.config.cache, free, made.device)
+    return plan_measured(made, step, meter.free(), spared).cache
+
+
+def _runner(made: Choices, storage: KVStorage, max_model_len: int) -> ModelRunner:
+    uploads, graphs = None, None
+    if made.device.type == "cuda":
+        uploads = Arena(made.device, upload_bytes(made))
+    if made.graphs:
+        graphs = DecodeGraphs(
+            CudaRecorder(made.device),
+            sizes(made.config.scheduler.max_num_seqs),
+            widths(max_model_len, made.config.cache.block_size),
+            storage.trash_blocks,
+            needs_of(made).graphs,
+        )
+    return ModelRunner(
+        made.model,
+        made.ops,
+        storage,
+        made.backend,
+        made.device,
+        max_model_len,
+        made.spec.pooling,
+        uploads,
+        graphs,
     )
 
 

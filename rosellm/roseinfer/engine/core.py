@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from rosellm.roseinfer.cache.manager import CacheManager
@@ -45,17 +48,43 @@ class PendingResult(Protocol):
     def result(self) -> StepResult: ...
 
 
-class Runner(Protocol):
-    """What executes plans: the model runner, or a fake one in tests.
+@dataclass(frozen=True)
+class Submitted:
+    """A plan on its way."""
 
-    ``masks`` are those of the plan's logit rows, where one of them is constrained.
+    plan: StepPlan
+    pending: PendingResult
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What could not even be submitted: it fails when its result is asked for."""
+
+    error: Exception
+
+    def result(self) -> StepResult:
+        raise self.error
+
+
+class Runner(Protocol):
+    """What executes plans, in their order: the model runner, or a fake one in tests.
+
+    ``masks`` are those of the plan's logit rows, where one of them is constrained. A plan may await
+    tokens of the one that was executed before it; that one's result need not be asked for.
+    ``probe`` raises if the device computes nothing any more, whoever asks for it.
     """
 
     def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> PendingResult: ...
 
+    def probe(self) -> None: ...
+
 
 class EngineCore:
     """Schedules requests over a runner.
+
+    With ``overlap`` a step is submitted before the result of the one before is asked for, so that
+    the device has work while the host takes results in and plans. Without, there is one at a time.
+    All else is the same.
 
     Args:
         runner: executes plans.
@@ -65,6 +94,7 @@ class EngineCore:
         step_tokens: tokens in one step.
         whole_prompts: see ``Limits``.
         vocabulary: loads what grammars need to know of the tokenizer, when one is needed.
+        overlap: whether steps are planned ahead.
     """
 
     def __init__(
@@ -77,6 +107,7 @@ class EngineCore:
         step_tokens: int,
         whole_prompts: bool = False,
         vocabulary: Callable[[], Vocabulary] | None = None,
+        overlap: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._compiler = Compiler(vocabulary) if vocabulary else None
@@ -101,6 +132,8 @@ class EngineCore:
             itl_target=None if config.itl_target_ms is None else config.itl_target_ms / 1000,
             output_weight=config.fair_output_weight,
         )
+        self._overlap = overlap
+        self._flight: deque[Submitted] = deque()
         self._rows: list[Output] = []
         self._barren = 0
         self.pace = Pace(clock)
@@ -141,21 +174,21 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._rows)
+        return self.scheduler.has_work or bool(self._rows) or bool(self._flight)
 
     def step(self) -> Outputs:
         """Schedule, execute, update.
 
         Raises:
-            Exception: whatever is computed fails: the engine itself is broken.
+            Exception: whatever is computed fails: the engine or its device is broken.
         """
         self._end_expired()
         self._take_grammars()
         plan = self.scheduler.schedule()
-        if plan.work:
-            with self.pace.step(plan.num_tokens):
-                result = self._compute(plan)
-            self._rows += self.scheduler.update(plan, result)
+        tokens = plan.num_tokens + sum(each.plan.num_tokens for each in self._flight)
+        if tokens:
+            with self.pace.step(tokens):
+                self._advance(plan)
         rows, self._rows = self._rows, []
         return Outputs(rows, self.scheduler.stats())
 
@@ -166,26 +199,69 @@ class EngineCore:
                 self._compiler.forget(row.id)
             self._rows.append(row)
 
-    def _compute(self, plan: StepPlan) -> StepResult:
-        """Run a plan. Work that makes it fail comes back as a fault, all other work computed.
+    def _advance(self, plan: StepPlan) -> None:
+        """Submit a plan, and take in what is on its way until no more is than may be."""
+        ahead = self._submit(plan)
+        if len(self._flight) <= ahead:  # nothing was: the next one can be planned already
+            ahead = self._submit(self.scheduler.schedule())
+        while len(self._flight) > ahead:
+            self._take_in()
+
+    def _submit(self, plan: StepPlan) -> int:
+        """Start a plan, if there is anything in it. Returns how many may be on their way now."""
+        if not plan.work:
+            return 0
+        try:
+            pending = self._execute(plan)
+        except Exception as error:
+            pending = Failed(error)
+        self._flight.append(Submitted(plan, pending))
+        return int(self._overlap and not self.scheduler.hold and not isinstance(pending, Failed))
+
+    def _take_in(self) -> None:
+        """Wait for the oldest plan, and take in what came of it."""
+        oldest = self._flight.popleft()
+        try:
+            result = oldest.pending.result()
+            self._barren = 0
+        except Exception as error:
+            self._call_back()
+            result = self._in_parts(self.scheduler.settled(oldest.plan), error)
+        self._rows += self.scheduler.update(oldest.plan, result)
+
+    def _call_back(self) -> None:
+        """Take back what was submitted on top of a plan that failed: it will be planned again."""
+        while self._flight:
+            newest = self._flight.pop()
+            with suppress(Exception):
+                newest.pending.result()  # it writes to its blocks until it is through
+            self.scheduler.discard(newest.plan)
+
+    def _in_parts(self, plan: StepPlan, error: Exception) -> StepResult:
+        """Run a plan that failed once more. Work that makes it fail comes back as a fault, all
+        other work computed.
 
         A part of a plan is a plan, and nothing of one that failed has been taken in: so the halves
         are run, and their halves, until what fails is alone. What had merely been too much at once
         is computed on the way.
         """
-        try:
-            result = self._execute(plan).result()
-        except Exception as error:
-            if len(plan.work) == 1:
-                return self._fault(error)
-        else:
-            self._barren = 0
-            return result
+        self._runner.probe()
+        if len(plan.work) == 1:
+            return self._fault(error)
         middle = len(plan.work) // 2
         halves = [
             self._compute(StepPlan(part)) for part in (plan.work[:middle], plan.work[middle:])
         ]
         return StepResult(halves[0].work + halves[1].work)
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        """Run a plan that awaits nothing, with no other on its way."""
+        try:
+            result = self._execute(plan).result()
+        except Exception as error:
+            return self._in_parts(plan, error)
+        self._barren = 0
+        return result
 
     def _fault(self, error: Exception) -> StepResult:
         """What comes of a plan's only work when it fails."""
@@ -207,7 +283,7 @@ class EngineCore:
         """Let requests run whose grammars are compiled by now; wait for one if all do."""
         if self._compiler is None or not self._compiler.busy:
             return
-        idle = not self.scheduler.runnable and not self._rows
+        idle = not (self.scheduler.runnable or self._rows or self._flight)
         for compiled in self._compiler.finished(_GRAMMAR_WAIT_S if idle else 0.0):
             if compiled.error:
                 error = RowError(f"the grammar cannot be used: {compiled.error}", status=400)

@@ -25,6 +25,7 @@ from rosellm.roseinfer.kernels.cpu.library import Library, Unavailable, load
 from rosellm.roseinfer.kernels.cpu.ops import NativeOps
 from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
 from rosellm.roseinfer.kernels.reference import Activation
+from rosellm.roseinfer.kernels.upload import Upload
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 from rosellm.roseinfer.quant.formats import Format
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
@@ -73,6 +74,9 @@ class Ops:
         reason: why it was chosen.
         forward: a model as a step runs it: token ids [T] to hidden states [T, H].
         attention: makes the backend, for blocks of so many tokens.
+        lay_out: what ``draw`` has to know of rows, sent to the device before the step's forward:
+            rows, the size of the vocabulary, and how to upload. Its result is ``draw``'s last
+            argument.
         held_bytes: memory of a packed weight [rows, columns] of a type, or quantised.
         identity: what else of it its results depend on: instructions, and the build.
         packed: how such weights can be kept in a file; None if not.
@@ -89,11 +93,12 @@ class Ops:
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     attend: Callable[[Tensor, Heads, HeadNorms | None, Step], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
-    draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None], Tensor]
+    draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None, Any], Tensor]
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
     attention: Callable[[int, torch.device], AttentionBackend]
     held_bytes: Callable[[tuple[int, int], torch.dtype, Format | None, Activation | None], int]
+    lay_out: Callable[[Sequence[LogitRow], int, Upload], Any] = lambda rows, size, upload: None
     identity: str = ""
     packed: PackedForm | None = None
 
@@ -125,6 +130,7 @@ def reference_ops(reason: str) -> Ops:
         attend=by_parts.attend,
         route=reference.route,
         draw=sampling.draw,
+        lay_out=sampling.lay_out,
         logprobs_of=logprobs.logprobs_of,
         forward=lambda model, _storage, _ropes: model,
         attention=ReferenceAttention,

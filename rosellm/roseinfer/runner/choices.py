@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.config import EngineConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.kernels.table import Ops, choose_ops
@@ -42,7 +43,11 @@ class Choices:
     Attributes:
         model: as the architecture builds it, its formats set, nothing loaded.
         decisions: on device and type.
-        kv_decisions, step_decision: on the cache's type and the step's budget.
+        backend: how attention is computed.
+        graphs: whether decode steps are recorded as CUDA graphs.
+        kv_decisions, step_decision, graph_decisions: on the cache's type, the step's budget and
+            CUDA graphs.
+        overlap, overlap_decision: whether a step is submitted before the last one is back.
     """
 
     config: EngineConfig
@@ -54,9 +59,14 @@ class Choices:
     step_tokens: int
     ops: Ops
     model: Model
+    backend: AttentionBackend
+    graphs: bool
     decisions: Sequence[Decision]
     kv_decisions: Sequence[Decision]
     step_decision: Decision
+    overlap: bool
+    overlap_decision: Decision
+    graph_decisions: Sequence[Decision]
 
     @property
     def spec(self) -> ModelSpec:
@@ -76,7 +86,10 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     kv_dtype, kv_decisions = resolve.resolve_kv_dtype(config.cache, spec, dtype)
     recipe = resolve.resolve_quantization(config.model, described.recipe)
     step_tokens, step_decision = resolve.resolve_step_tokens(config.scheduler, spec, device)
+    overlap, overlap_decision = resolve.resolve_overlap(config.scheduler, device)
     ops = choose_ops(device, config.model.kernels)
+    backend = ops.attention(config.cache.block_size, device)
+    graphs, graph_decisions = resolve.resolve_cuda_graphs(config.model, spec, backend, device)
     with torch.device("meta"):
         model = described.architecture.build(ops, spec)
     model.hold(recipe)
@@ -90,9 +103,14 @@ def choose(config: EngineConfig, described: Described) -> Choices:
         step_tokens=step_tokens,
         ops=ops,
         model=model,
+        backend=backend,
+        graphs=graphs,
         decisions=(device_decision, dtype_decision),
         kv_decisions=kv_decisions,
         step_decision=step_decision,
+        overlap=overlap,
+        overlap_decision=overlap_decision,
+        graph_decisions=graph_decisions,
     )
 
 

@@ -9,6 +9,8 @@ import torch
 
 from rosellm.roseinfer import host_memory
 
+_WANT = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # drivers, cuBLAS, torch's CPU
+
 
 def available(device: torch.device) -> int:
     """Bytes that could be allocated now: free on the GPU, or available to this process."""
@@ -16,6 +18,22 @@ def available(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free
     return host_memory.available()
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an operation failed for want of memory: the allocator's own error, or what a library
+    beside it says."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(words in said for words in _WANT)
+
+
+def empty_caches(device: torch.device) -> None:
+    """Return what allocators hold of freed buffers to the device, or to the system."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    give_back()
 
 
 def give_back() -> None:

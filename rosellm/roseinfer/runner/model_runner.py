@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,29 +21,42 @@ from rosellm.roseinfer.kernels.table import Forward, Ops
 from rosellm.roseinfer.layers.rope import Angles, RopeTable
 from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
+from rosellm.roseinfer.runner import memory
+from rosellm.roseinfer.runner.arena import Direct, Uploads
+from rosellm.roseinfer.runner.awaited import lay_out_awaited
+from rosellm.roseinfer.runner.cuda_graph import DecodeGraphs, Shape
+from rosellm.roseinfer.runner.fetch import Fetched
 from rosellm.roseinfer.runner.inputs import StepInputs, build_inputs
 from rosellm.roseinfer.runner.pooling import pool
-from rosellm.roseinfer.runner.sampler import Chosen, sample
-from rosellm.roseinfer.runner.scores import Scores, score
+from rosellm.roseinfer.runner.rows import RowInputs, lay_out_rows
+from rosellm.roseinfer.runner.sampler import Chosen, sample, to_samples
+from rosellm.roseinfer.runner.scores import score, to_logprobs
 from rosellm.roseinfer.step import Sample, StepPlan, StepResult, Work, WorkResult
 
 
 @dataclass(frozen=True)
 class Handle:
-    """A submitted plan. On a GPU the work may still be running."""
+    """A submitted plan. On a GPU the work may still be running.
+
+    Attributes:
+        rows: what was asked of its hidden states.
+        chosen: the tokens, on the device.
+        fetched: all results: those of the logit rows, then scores, then vectors.
+    """
 
     plan: StepPlan
-    inputs: StepInputs
+    rows: RowInputs
     chosen: Chosen | None
-    scores: Scores
-    vectors: tuple[Tensor, ...]
+    fetched: Fetched
 
     def result(self) -> StepResult:
         """Wait, and hand the results out to the plan's work items."""
-        samples = iter(self.chosen.to_samples(self.inputs.logits) if self.chosen else [])
-        scores = iter(self.scores.to_logprobs())
-        vectors = iter(self.vectors)
-        return StepResult(tuple(_hand_out(w, samples, scores, vectors) for w in self.plan.work))
+        parts = iter(self.fetched.wait())
+        chosen = list(islice(parts, len(self.chosen.tensors) if self.chosen else 0))
+        scored = list(islice(parts, 3 if self.rows.tops else 0))
+        samples = iter(to_samples(self.rows.wishes.rows, chosen) if chosen else [])
+        scores = iter(to_logprobs(self.rows.tops, scored))
+        return StepResult(tuple(_hand_out(w, samples, scores, parts) for w in self.plan.work))
 
 
 def _hand_out(
@@ -49,7 +64,7 @@ def _hand_out(
 ) -> WorkResult:
     chosen = tuple(islice(samples, len(work.logits)))
     scored = tuple(islice(scores, len(work.scoring.targets) if work.scoring else 0))
-    vector = next(vectors).cpu() if work.pool else None
+    vector = next(vectors) if work.pool else None
     sound = all(sample.finite for sample in chosen)
     sound = sound and not any(math.isnan(score.chosen) for score in scored)
     if not sound or (vector is not None and not vector.isfinite().all()):
@@ -64,6 +79,8 @@ class ModelRunner:
         ops: what the model is made of, and what samples.
         max_model_len: positions that can occur.
         pooling: how a sequence's vector is made.
+        uploads: how a step's numbers get to the device.
+        graphs: for decode steps; None runs them as they are written.
     """
 
     def __init__(
@@ -75,6 +92,8 @@ class ModelRunner:
         device: torch.device,
         max_model_len: int,
         pooling: Pooling = "last",
+        uploads: Uploads | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model = model
         self._ops = ops
@@ -82,6 +101,11 @@ class ModelRunner:
         self._backend = backend
         self._device = device
         self._pooling = pooling
+        self._uploads = uploads or Direct()
+        self._graphs = graphs
+        self._short = False
+        self._sampled: Tensor | None = None
+        self._event = None if device.type == "cpu" else torch.cuda.Event
         spec = model.spec
         self._ropes = {
             rope: RopeTable(rope, max_model_len, device)
@@ -93,16 +117,17 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> Handle:
-        """Compute the plan's tokens, write their KV, sample its logit rows."""
-        inputs = build_inputs(plan, self._device)
-        hidden = self._hidden(inputs)
-        chosen = None
-        if inputs.logits:
-            logits = self._model.logits(hidden[inputs.rows])
-            allowed = None if masks is None else torch.from_numpy(masks.result())
-            chosen = sample(logits, inputs.logits, self._ops, allowed)
-        scores = score(self._model.logits, hidden, inputs, self._ops)
-        return Handle(plan, inputs, chosen, scores, self._vectors(plan, hidden))
+        """Compute the plan's tokens, write their KV, sample its logit rows.
+
+        What it awaits is taken from the plan that was executed before, on the device.
+        """
+        hidden, rows = self._run(plan)
+        chosen = self._choose(hidden, rows, masks)
+        self._sampled = chosen.tokens if chosen else None
+        scores = score(self._model.logits, hidden, rows, self._ops)
+        results = [*(chosen.tensors if chosen else []), *scores.tensors]
+        fetched = Fetched([*results, *self._vectors(plan, hidden)], self._event)
+        return Handle(plan, rows, chosen, fetched)
 
     @torch.inference_mode()
     def probe(self) -> None:
@@ -114,7 +139,25 @@ class ModelRunner:
     @torch.inference_mode()
     def hidden_states(self, plan: StepPlan) -> Tensor:
         """Compute the plan's tokens and write their KV: [T, H], what ``model.logits`` takes."""
-        return self._hidden(build_inputs(plan, self._device)).clone()
+        return self._run(plan)[0][: plan.num_tokens].clone()
+
+    def make_room(self, error: Exception) -> bool:
+        """Give back what can be spared, if it was memory that an ``execute`` lacked.
+
+        The second time graphs go too. The KV cache stays: its memory was set aside at the start,
+        and evicting blocks would free none of it.
+
+        Returns:
+            Whether it was.
+        """
+        if not memory.ran_out(error):
+            return False
+        traceback.clear_frames(error.__traceback__)  # which hold the step's tensors
+        if self._short and self._graphs is not None:
+            self._graphs.drop("memory ran out in a step")
+        self._short = True
+        memory.empty_caches(self._device)
+        return True
 
     @property
     def model(self) -> Model:
@@ -125,24 +168,64 @@ class ModelRunner:
         """What runs the model in a step; for benchmarks."""
         return self._forward
 
-    def _hidden(self, inputs: StepInputs) -> Tensor:
-        return self._forward(inputs.ids, self._step(inputs))
+    def _run(self, plan: StepPlan) -> tuple[Tensor, RowInputs]:
+        """Submit the forward: hidden states of the plan's tokens, and perhaps of padding."""
+        uploads = self._uploads
+        uploads.begin()
+        shape = self._graphs.claim(plan) if self._graphs else None
+        inputs = build_inputs(self._padded(plan, shape), uploads.put)
+        metas = self._metas(inputs, None if shape is None else shape.blocks)
+        mark = uploads.mark()
+        rows = lay_out_rows(plan, self._model.spec.vocab_size, self._ops, uploads.put)
+        awaited = lay_out_awaited(plan, uploads.put)
+        uploads.send()
+        if awaited is not None:
+            assert self._sampled is not None, "nothing was sampled that could be awaited"
+            awaited.fill(self._sampled, inputs.ids, rows.wishes.penalties)
+
+        def forward() -> Tensor:
+            return self._forward(inputs.ids, self._step(inputs, metas))
+
+        if self._graphs is None or shape is None:
+            return forward(), rows
+        return self._graphs.run(shape, mark, forward), rows
+
+    def _padded(self, plan: StepPlan, shape: Shape | None) -> StepPlan:
+        return plan if self._graphs is None or shape is None else self._graphs.pad(plan, shape)
+
+    def _choose(self, hidden: Tensor, rows: RowInputs, masks: Future[Bits] | None) -> Chosen | None:
+        if not rows.wishes.rows:
+            return None
+        logits = self._model.logits(hidden[rows.rows])
+        allowed = None
+        if masks is not None:
+            allowed = self._uploads.late(torch.from_numpy(masks.result()))
+        return sample(logits, rows.wishes, self._ops, allowed)
 
     def _vectors(self, plan: StepPlan, hidden: Tensor) -> tuple[Tensor, ...]:
         """The vector of every work item that wants one, in fp32."""
-        parts = hidden.split([len(work.tokens) for work in plan.work])
+        parts = hidden[: plan.num_tokens].split([len(work.tokens) for work in plan.work])
         pairs = zip(plan.work, parts, strict=True)
         return tuple(pool(part, self._pooling) for work, part in pairs if work.pool)
 
-    def _step(self, inputs: StepInputs) -> Step:
-        metas = tuple(
+    def _metas(self, inputs: StepInputs, blocks: int | None = None) -> tuple[Any, ...]:
+        """The backend's description of a step, per KV group."""
+        groups = zip(inputs.tables, self._storage.groups, self._storage.null_blocks, strict=True)
+        return tuple(
             self._backend.prepare(
-                inputs.starts, inputs.lengths, tables, null, group.window, group.causal
+                inputs.starts,
+                inputs.lengths,
+                tables,
+                null,
+                group.window,
+                group.causal,
+                self._uploads.put,
+                blocks,
             )
-            for tables, group, null in zip(
-                inputs.tables, self._storage.groups, self._storage.null_blocks, strict=True
-            )
+            for tables, group, null in groups
         )
+
+    def _step(self, inputs: StepInputs, metas: tuple[Any, ...]) -> Step:
         return Step(
             positions=inputs.positions,
             ropes=Angles(self._ropes, inputs.positions),

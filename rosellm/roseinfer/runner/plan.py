@@ -19,10 +19,14 @@ from rosellm.roseinfer.layers.linear import Matrix
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.runner import resolve
 from rosellm.roseinfer.runner.choices import Choices, choose
+from rosellm.roseinfer.runner.cuda_graph import sizes
 from rosellm.roseinfer.runner.resolve import CachePlan, TooLittleError
 
 _GIB = 1 << 30
 _FLOAT_BYTES = 4
+_TOKEN_NUMBERS, _BLOCK_NUMBERS = 8, 1  # ids, positions, slots, tiles; tables
+_ROW_NUMBERS = 1 << 20
+_MOST_UPLOADED = 64 << 20
 
 BLOCK_RECORD_BYTES = 400
 """What the scheduler's side keeps of a block in use: reference, hash, places in two tables."""
@@ -30,6 +34,9 @@ BLOCK_RECORD_BYTES = 400
 WARM_BYTES = 16 << 20
 """Pages of torch's and the kernels' code that only a step brings in, and their small buffers; as
 measured on Linux."""
+
+GRAPH_BYTES = 8 << 20
+"""What a CUDA graph takes beside its rows' activations: the driver's record of its kernels."""
 
 EXTRA_ROW_BYTES = 44
 """A token of the vocabulary in a row with penalties and log-probabilities: copies of the logits,
@@ -46,6 +53,7 @@ class Needs:
         step: activations, workspaces and logits of the largest step.
         extras: on top of ``step`` where every row has penalties and log-probabilities.
         loading: on top of the weights while they are loaded: what is being laid out.
+        graphs: of CUDA graphs, their trash blocks, and the buffer that steps are sent through.
     """
 
     weights: int
@@ -53,11 +61,12 @@ class Needs:
     step: int
     extras: int
     loading: int
+    graphs: int = 0
 
     @property
     def serving(self) -> int:
         """All that stays, and a step."""
-        return self.weights + self.tables + self.step
+        return self.weights + self.tables + self.step + self.graphs
 
 
 @dataclass(frozen=True)
@@ -88,12 +97,13 @@ def plan_memory(choices: Choices, free: int) -> MemoryPlan:
     """Size everything.
 
     Args:
-        free: bytes that can be allocated.
+        free: bytes that can be allocated; a GPU's others keep their share of them.
 
     Raises:
         ModelError, ConfigError: it cannot be met; in one line, with what would fit.
     """
     needs = needs_of(choices)
+    free -= resolve.spared(choices.config.cache, free, choices.device)
     try:
         return _within(choices, needs, free)
     except RosellmError as error:
@@ -105,12 +115,13 @@ def plan_memory(choices: Choices, free: int) -> MemoryPlan:
 
 
 def _within(choices: Choices, needs: Needs, free: int) -> MemoryPlan:
-    least = needs.weights + max(needs.loading, needs.step)
+    least = needs.weights + max(needs.loading, needs.step + needs.graphs)
     if least > free:
+        larger = " or a larger --gpu-memory-utilization" if choices.device.type == "cuda" else ""
         raise ModelError(
             f"the weights take {needs.weights / _GIB:.2f} GiB, loading them or a step "
             f"{(least - needs.weights) / _GIB:.2f} GiB, and {free / _GIB:.2f} GiB are free on "
-            f"{choices.device}: make room, or use a smaller model"
+            f"{choices.device}: make room, or use a smaller model{larger}"
         )
     size = partial(
         resolve.resolve_cache,
@@ -120,9 +131,24 @@ def _within(choices: Choices, needs: Needs, free: int) -> MemoryPlan:
         choices.device,
         choices.step_tokens,
     )
-    longest = size(free - needs.weights - needs.step).max_model_len
+    longest = size(free - needs.weights - needs.step - needs.graphs).max_model_len
     needs = replace(needs, tables=_table_bytes(choices.spec, longest))
     return MemoryPlan(needs, size(free - needs.serving), free)
+
+
+def plan_measured(choices: Choices, step: int, free: int, spared: int) -> MemoryPlan:
+    """Size the KV cache when the weights are there.
+
+    Args:
+        step: bytes that the largest step took on top of what stays, as it was measured.
+        free: bytes that can be allocated now.
+        spared: of them, those that are left to others.
+
+    Raises:
+        ModelError, ConfigError: as ``plan_memory``.
+    """
+    needs = replace(needs_of(choices), weights=0, loading=0, step=step)
+    return _within(choices, needs, free - spared)
 
 
 def fitting(choices: Choices, free: int) -> Iterator[str]:
@@ -164,7 +190,29 @@ def needs_of(choices: Choices) -> Needs:
         step=_activation_bytes(choices) + logits * _logit_bytes(choices),
         extras=logits * EXTRA_ROW_BYTES,
         loading=_loading_bytes(choices),
+        graphs=_graph_bytes(choices),
     )
+
+
+def upload_bytes(choices: Choices) -> int:
+    """Most that the host's numbers for a step come to: some for each token and each block."""
+    sequences, size = choices.config.scheduler.max_num_seqs, choices.config.cache.block_size
+    longest = resolve.wanted_length(choices.config.model, choices.spec)
+    blocks = sequences * -(-longest // size)
+    numbers = _TOKEN_NUMBERS * choices.step_tokens + _BLOCK_NUMBERS * blocks
+    return min(numbers * len(choices.spec.kv_groups) * 8 + _ROW_NUMBERS, _MOST_UPLOADED)
+
+
+def _graph_bytes(choices: Choices) -> int:
+    if choices.device.type == "cpu":
+        return 0
+    if not choices.graphs:
+        return upload_bytes(choices)
+    sequences = choices.config.scheduler.max_num_seqs
+    rows = _activation_bytes(choices) // choices.step_tokens * sequences
+    size = choices.config.cache.block_size
+    trash = sum(group.bytes_per_token(choices.kv_dtype) for group in choices.spec.kv_groups) * size
+    return upload_bytes(choices) + rows + trash + GRAPH_BYTES * len(sizes(sequences))
 
 
 def _table_bytes(spec: ModelSpec, positions: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import KVGroup
 from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from rosellm.roseinfer.errors import ConfigError
@@ -15,7 +16,6 @@ from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.quant.formats import FORMATS, Recipe
 
 _CPU_SHARE = 0.5
-_GPU_SHARE = 0.9
 _CPU_STEP_TOKENS = 512
 _GPU_STEP_TOKENS = 4096
 _GIB = 1 << 30
@@ -116,6 +116,39 @@ def resolve_step_tokens(
     return value, Decision("step budget", f"{value} tokens", reason)
 
 
+def resolve_overlap(config: SchedulerConfig, device: torch.device) -> tuple[bool, Decision]:
+    """Whether a step is submitted before the one before it has come back."""
+    if config.overlap != "auto":
+        return config.overlap == "on", Decision("overlap", config.overlap, "asked for")
+    if device.type == "cpu":
+        reason = "a step keeps all cores busy until it is done: nothing would happen meanwhile"
+        return False, Decision("overlap", "off", reason)
+    return True, Decision("overlap", "on", "the next step is planned while the GPU computes one")
+
+
+def resolve_cuda_graphs(
+    config: ModelConfig, spec: ModelSpec, backend: AttentionBackend, device: torch.device
+) -> tuple[bool, Sequence[Decision]]:
+    """Whether decode steps are recorded as CUDA graphs, and what is to be said of it."""
+    if device.type != "cuda":
+        return False, []
+    reason = _why_eager(config, spec, backend)
+    if reason:
+        return False, [Decision("CUDA graphs", "off", reason)]
+    how = "of decode steps, each size recorded when it has been met a few times"
+    return True, [Decision("CUDA graphs", "on", how)]
+
+
+def _why_eager(config: ModelConfig, spec: ModelSpec, backend: AttentionBackend) -> str:
+    if config.enforce_eager:
+        return "asked for by --enforce-eager"
+    if not spec.causal:
+        return "an encoder computes whole prompts"
+    if spec.experts is not None:
+        return "which rows go to which expert is known to the host alone"
+    return "" if backend.capturable else f"{backend.name} attention cannot be recorded"
+
+
 class TooLittleError(ConfigError):
     """Memory is not enough for what is asked for; with other settings it may be."""
 
@@ -170,7 +203,7 @@ def resolve_cache(
         raise TooLittleError(
             f"a context of {wanted} tokens needs {needed / _GIB:.2g} GiB of KV cache and "
             f"{budget / _GIB:.2g} GiB are set aside for it; use {shorter}"
-            f"{_larger(needed, free_bytes)}"
+            f"{_larger(config.cache, needed, free_bytes, device)}"
         )
     counts = tuple(min(pool.useful, blocks) for pool in pools)
     memory = sum(n * pool.block_bytes for n, pool in zip(counts, pools, strict=True))
@@ -261,8 +294,10 @@ def _affordable(pools: Sequence[Pool], budget: float) -> int:
     return low
 
 
-def _larger(needed: int, free_bytes: int) -> str:
+def _larger(config: CacheConfig, needed: int, free_bytes: int, device: torch.device) -> str:
     """What to say of a larger cache: how large it has to be, where there is memory for it."""
+    if device.type == "cuda" and config.kv_cache_gb is None:
+        return "a larger --gpu-memory-utilization"
     if needed > free_bytes:
         return "a larger --kv-cache-gb"
     return f"a larger --kv-cache-gb ({needed / _GIB * 1.005 + 0.0005:.3f} would fit)"
@@ -307,5 +342,14 @@ def _budget(config: CacheConfig, free_bytes: int, device: torch.device) -> tuple
                 "weights and a step's results; pass less, or leave the flag out"
             )
         return config.kv_cache_gb * _GIB, "size asked for"
-    share = _GPU_SHARE if device.type == "cuda" else _CPU_SHARE
-    return free_bytes * share, f"{share:.0%} of the {free:.2f} GiB free beside all else"
+    if device.type == "cuda":
+        share = f"{config.gpu_memory_utilization:.0%} of the memory free at the start"
+        return free_bytes, f"what is left of {share} beside weights and a step"
+    return free_bytes * _CPU_SHARE, f"{_CPU_SHARE:.0%} of the {free:.2f} GiB free beside all else"
+
+
+def spared(config: CacheConfig, free_bytes: int, device: torch.device) -> int:
+    """Of the bytes that were free at the start, those that are left to others."""
+    if device.type != "cuda" or config.kv_cache_gb is not None:
+        return 0
+    return int(free_bytes * (1 - config.gpu_memory_utilization))

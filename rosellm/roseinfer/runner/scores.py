@@ -6,7 +6,7 @@ one tile and not of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from rosellm.roseinfer.kernels.reference import tile_rows
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Logprobs
-from rosellm.roseinfer.runner.inputs import StepInputs
+from rosellm.roseinfer.runner.rows import RowInputs
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,29 @@ class Scores:
     values: Tensor
     tops: tuple[int, ...]
 
-    def to_logprobs(self) -> list[Logprobs]:
-        """Wait for the device; one entry a scored position."""
-        parts = (self.chosen.tolist(), self.ids.tolist(), self.values.tolist(), self.tops)
-        return [
-            Logprobs(chosen, ids[:top], values[:top])
-            for chosen, ids, values, top in zip(*parts, strict=True)
-        ]
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it, as ``to_logprobs`` takes it back; nothing where nothing is scored."""
+        return [self.chosen, self.ids, self.values] if self.tops else []
+
+
+def to_logprobs(tops: Sequence[int], parts: Sequence[Tensor]) -> list[Logprobs]:
+    """An entry for each scored position.
+
+    Args:
+        parts: ``Scores.tensors``, on the host.
+    """
+    if not tops:
+        return []
+    columns = [part.tolist() for part in parts]
+    return [
+        Logprobs(chosen, ids[:top], values[:top])
+        for chosen, ids, values, top in zip(*columns, tops, strict=True)
+    ]
 
 
 def score(
-    logits: Callable[[Tensor], Tensor], hidden: Tensor, inputs: StepInputs, ops: Ops
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, inputs: RowInputs, ops: Ops
 ) -> Scores:
     """Score the step's scored positions.
 

@@ -38,7 +38,8 @@ class Intake:
     def take(self, sequence: Sequence, work: Work, done: WorkResult) -> Output | None:
         """The news of one sequence, or None. Of one that has ended there is none."""
         if sequence.finished:
-            self._roster.queue.charge(sequence, work.start + work.num_known)
+            if work.awaits is None:  # else it would not have come to it
+                self._roster.queue.charge(sequence, work.start + work.num_known)
             self._roster.forget_if_idle(sequence)
             return None
         if done.fault:

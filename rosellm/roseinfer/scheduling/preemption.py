@@ -4,7 +4,8 @@ Among those that run, the least urgent yields its blocks to the others. What oth
 theirs, up to an equal share: rather than take it, a tenant's own sequences yield to its most urgent
 one, which alone may take it, since it could not go on otherwise. A tenant that is behind may
 take places and blocks from one that holds many, one sequence after the other, until they hold as
-much. What a submitted plan refers to yields nothing until it has come back.
+much. What a submitted plan refers to yields nothing until it has come back, and nobody else does in
+its place: the sketch is ``blocked``.
 """
 
 from __future__ import annotations
@@ -39,10 +40,7 @@ class Preemption:
         length = sequence.num_scheduled + count
         while not self._cache.grow(sequence.kv, length, sparing=self._runs_more(sequence)):
             victim = max(self._yielding_to(sequence), key=lambda s: s.urgency)
-            if victim.in_flight:
-                return False  # until its plan has come back, its blocks cannot be taken
-            self._yield(victim, sketch)
-            if victim is sequence:
+            if not self._yield(victim, sketch) or victim is sequence:
                 return False
         return True
 
@@ -69,8 +67,7 @@ class Preemption:
         least_urgent: dict[Tenant, Sequence] = {}
         for sequence in sorted(self._roster.running.values(), key=lambda s: s.rank):
             held[sequence.tenant] += size(sequence)
-            if not sequence.in_flight:
-                least_urgent[sequence.tenant] = sequence
+            least_urgent[sequence.tenant] = sequence
         victims = [
             sequence
             for other, sequence in least_urgent.items()
@@ -78,8 +75,7 @@ class Preemption:
         ]
         if not victims:
             return False
-        self._yield(max(victims, key=lambda s: (held[s.tenant], s.urgency)), sketch)
-        return True
+        return self._yield(max(victims, key=lambda s: (held[s.tenant], s.urgency)), sketch)
 
     def preempt(self, sequence: Sequence) -> None:
         """Give up the blocks; the tokens will be computed again, to the same bits."""
@@ -89,6 +85,10 @@ class Preemption:
         self._roster.stop(sequence)
         self.count += 1
 
-    def _yield(self, sequence: Sequence, sketch: Sketch) -> None:
+    def _yield(self, sequence: Sequence, sketch: Sketch) -> bool:
+        if sequence.in_flight:
+            sketch.blocked = True
+            return False
         self.preempt(sequence)
         sketch.drop(sequence)
+        return True

@@ -87,7 +87,8 @@ class Roster:
         self.queue.check(s for s in unfinished if s.number not in self.running)
         assert not any(s.ready or s.queued for s in self.running.values())
         for sequence in self.sequences.values():
-            assert 0 <= sequence.num_computed <= sequence.num_scheduled <= len(sequence.tokens)
+            assert 0 <= sequence.num_computed <= sequence.num_scheduled
+            assert sequence.num_scheduled <= len(sequence.tokens) + (sequence.in_flight > 1)
             assert sequence.in_flight or sequence.num_computed == sequence.num_scheduled
             assert sequence.in_flight or not sequence.finished
             held = len(sequence.kv.tables[0]) * self._cache.block_size

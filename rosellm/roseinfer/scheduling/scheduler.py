@@ -9,11 +9,12 @@ A request with a grammar waits, without holding anything, until ``constrain`` br
 that its choices start from. These change only in ``update``.
 
 Knows integers only: no tensors, no text. The cycle is ``schedule`` -> run the
-plan -> ``update`` (or ``discard``, after which the same work is planned again). What happens on
+plan -> ``update`` (or ``discard``, after which the same work is planned again). A step may be
+planned while the one before is still on its way; results are taken in by order. What happens on
 the way stands in the files beside this one:
 
 * ``schedule``: ``turns.py`` decides, with ``admission.py`` and ``preemption.py``; ``drafting.py``
-  adds drafts; ``work.py`` writes it down;
+  adds drafts; ``work.py`` writes it down; ``ahead.py`` says what may be planned over it;
 * ``update``: ``intake.py``, and ``answers.py`` for what becomes of samples;
 * between the two: ``roster.py`` has all requests and sequences.
 """
@@ -27,6 +28,7 @@ from rosellm.roseinfer.grammar.constraint import Constraint
 from rosellm.roseinfer.grammar.masks import Masked
 from rosellm.roseinfer.messages import TIMED_OUT, Add, Output, RowError, Stats
 from rosellm.roseinfer.scheduling.admission import Admission
+from rosellm.roseinfer.scheduling.ahead import Ahead
 from rosellm.roseinfer.scheduling.arrivals import Arrivals
 from rosellm.roseinfer.scheduling.chunks import Chunks
 from rosellm.roseinfer.scheduling.deadlines import Deadlines
@@ -39,7 +41,7 @@ from rosellm.roseinfer.scheduling.roster import Roster
 from rosellm.roseinfer.scheduling.sketch import Sketch
 from rosellm.roseinfer.scheduling.stopwatch import Stopwatch
 from rosellm.roseinfer.scheduling.turns import Turns
-from rosellm.roseinfer.scheduling.work import masked, work_of
+from rosellm.roseinfer.scheduling.work import masked, settled, work_of
 from rosellm.roseinfer.step import StepPlan, StepResult
 
 
@@ -79,6 +81,8 @@ class Scheduler:
         admission = Admission(self.roster, cache, limits, self._preemption, clock)
         self._turns = Turns(self.roster, limits, self._chunks, self._preemption, admission)
         self._intake = Intake(self.roster, cache, clock)
+        self._ahead = Ahead()
+        self._blocked = False
         self._steps = 0
         self._batched_tokens = 0
 
@@ -143,7 +147,7 @@ class Scheduler:
     # -- the step ---------------------------------------------------------
 
     def schedule(self) -> StepPlan:
-        """Plan the next step within the token budget."""
+        """Plan the next step within the token budget, over those that are submitted."""
         sketch = Sketch(self.limits.tokens)
         self._turns.fill(sketch)
         add_drafts(sketch, self.cache, self.limits, len(self.roster.running))
@@ -154,9 +158,18 @@ class Scheduler:
         for sequence, count in sketch.known.items():
             sequence.in_flight += 1
             sequence.num_scheduled += count
+        plan = StepPlan(tuple(work))
+        self._blocked = sketch.blocked
         if work:
             self._stopwatch.begin()
-        return StepPlan(tuple(work))
+            self._ahead.submit(plan, sketch.known)
+        return plan
+
+    @property
+    def hold(self) -> bool:
+        """Whether the next step is to be planned only when all that is submitted has come back:
+        somebody cannot go on before, or only what others could give up then."""
+        return self._blocked or self._ahead.waits
 
     def constrained(self, plan: StepPlan) -> list[Masked]:
         """The plan's logit rows that a grammar constrains."""
@@ -167,9 +180,15 @@ class Scheduler:
             row += len(work.logits)
         return found
 
+    def settled(self, plan: StepPlan) -> StepPlan:
+        """A submitted plan that awaits nothing: all that were submitted before have come back."""
+        sequences = self.roster.sequences
+        return StepPlan(tuple(settled(sequences[work.sequence], work) for work in plan.work))
+
     def update(self, plan: StepPlan, result: StepResult) -> list[Output]:
         """Take in what a plan computed; return the news, at most a row per sequence."""
         self._learn_cost(plan)
+        self._ahead.take_in(plan)
         rows = []
         for work, done in zip(plan.work, result.work, strict=True):
             sequence = self.roster.sequences[work.sequence]
@@ -185,6 +204,7 @@ class Scheduler:
         """Take back the newest submitted plan, as if it had never been scheduled."""
         if plan.work:
             self._stopwatch.withdraw()
+            self._ahead.forget()
         for work in plan.work:
             sequence = self.roster.sequences[work.sequence]
             sequence.in_flight -= 1

@@ -46,7 +46,8 @@ class Sequence:
     waits overtakes, in time, all that arrives later. It ends at ``longest`` tokens.
     ``num_scored`` prompt positions have been reported; the last one has nothing to be scored
     against. What waits counts for ``queued`` tokens, and is ``ready`` if it could be admitted.
-    All before position ``charged`` has been charged to its tenant.
+    All before position ``charged`` has been charged to its tenant. The next token is ``awaited``
+    from that row of the newest submitted plan, if it may be computed before it is known.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Sequence:
     queued: int = 0
     ready: bool = False
     charged: int = 0
+    awaited: int | None = None
 
     @property
     def tenant(self) -> Tenant:
@@ -83,8 +85,9 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that are known but not yet covered by a plan."""
-        return len(self.tokens) - self.num_scheduled
+        """Tokens that no plan covers yet: those that are known, or the one that is awaited."""
+        known = len(self.tokens) - self.num_scheduled
+        return 1 if known == 0 and self.awaited is not None else max(0, known)
 
     @property
     def num_output(self) -> int:

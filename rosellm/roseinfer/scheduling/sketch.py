@@ -9,14 +9,18 @@ from rosellm.roseinfer.scheduling.sequence import Sequence
 
 
 class Sketch:
-    """Known tokens and drafts of each sequence.
+    """Known tokens and drafts of each sequence; one that is awaited counts as known.
 
     Args:
         budget: tokens that are left.
+
+    Attributes:
+        blocked: whether somebody would have yielded who is in a submitted plan.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
+        self.blocked = False
         self.known: dict[Sequence, int] = {}
         self.drafts: dict[Sequence, tuple[int, ...]] = {}
         self.by_tenant: Counter[Tenant] = Counter()

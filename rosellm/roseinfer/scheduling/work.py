@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from rosellm.roseinfer.grammar.constraint import Constraint
 from rosellm.roseinfer.grammar.masks import Masked
 from rosellm.roseinfer.scheduling.sequence import Sequence
-from rosellm.roseinfer.step import LogitRow, Scoring, Work
+from rosellm.roseinfer.step import UNKNOWN, LogitRow, Scoring, Work
 
 
 def work_of(sequence: Sequence, count: int, drafts: tuple[int, ...]) -> Work:
-    """Its next ``count`` known tokens, and drafts behind them."""
+    """Its next ``count`` tokens, and drafts behind them."""
     start = sequence.num_scheduled
     last = count == sequence.pending
+    awaits = sequence.awaited if start == len(sequence.tokens) else None
+    known = [*sequence.tokens, *([] if awaits is None else [UNKNOWN])]
     rows = range(1 + len(drafts)) if last and sequence.samples else ()
     return Work(
         sequence=sequence.number,
         start=start,
-        tokens=(*sequence.tokens[start : start + count], *drafts),
+        tokens=(*known[start : start + count], *drafts),
         tables=tuple(tuple(table) for table in sequence.kv.tables),
-        logits=tuple(_row(sequence, count - 1, drafts[:index]) for index in rows),
+        logits=tuple(_row(sequence, known, count - 1, drafts[:index]) for index in rows),
         scoring=_scoring(sequence, start, count),
         pool=last and sequence.want == "pooled",
+        awaits=awaits,
     )
+
+
+def settled(sequence: Sequence, work: Work) -> Work:
+    """The same when what it awaits has come back. What has ended meanwhile may compute anything."""
+    if work.awaits is None:
+        return work
+    came = work.start < len(sequence.tokens)
+    token = sequence.tokens[work.start] if came else UNKNOWN
+    rows = tuple(
+        msgspec.structs.replace(row, history=(*row.history[:-1], token) if row.history else ())
+        for row in work.logits
+    )
+    return msgspec.structs.replace(work, tokens=(token,), logits=rows, awaits=None)
 
 
 def masked(sequence: Sequence, work: Work, row: int) -> Iterator[Masked]:
@@ -37,15 +55,15 @@ def masked(sequence: Sequence, work: Work, row: int) -> Iterator[Masked]:
         yield Masked(row + index, sequence.constraint, drafts, may_stop)
 
 
-def _row(sequence: Sequence, last: int, drafts: tuple[int, ...]) -> LogitRow:
+def _row(sequence: Sequence, known: list[int], last: int, drafts: tuple[int, ...]) -> LogitRow:
     """The row after these drafts, which stand behind the work item's ``last`` known token."""
     params = sequence.params
     return LogitRow(
         offset=last + len(drafts),
         params=params,
         choice=sequence.choice,
-        position=sequence.num_output + len(drafts),
-        history=(*sequence.tokens, *drafts) if params.needs_history else (),
+        position=len(known) - sequence.prompt_len + len(drafts),
+        history=(*known, *drafts) if params.needs_history else (),
         prompt_len=sequence.prompt_len,
         spare=_spare(sequence, sequence.constraint),
     )

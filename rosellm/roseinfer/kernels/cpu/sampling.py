@@ -26,7 +26,13 @@ class NativeSampling:
     def __init__(self, library: Library) -> None:
         self._c = library.c
 
-    def draw(self, logits: Tensor, rows: Sequence[LogitRow], allowed: Tensor | None) -> Tensor:
+    def draw(
+        self,
+        logits: Tensor,
+        rows: Sequence[LogitRow],
+        allowed: Tensor | None,
+        _drawing: None = None,
+    ) -> Tensor:
         logits = _rows(logits)
         tokens = torch.empty(len(rows), dtype=torch.int64)
         wanted = (structs.Sampling * len(rows))(*map(_wanted, rows))
