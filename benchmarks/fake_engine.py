@@ -61,6 +61,9 @@ class FakeRunner:
         self.left.append(time.perf_counter())
         return Done(done)
 
+    def probe(self) -> None:
+        """Nothing of it can break."""
+
     def gaps(self) -> list[float]:
         """Seconds from each call's end to the next one's start: all that is not the model."""
         ends = zip(self.left, self.entered[1:], strict=False)

@@ -47,6 +47,9 @@ class Late:
         self.deepest = max(self.deepest, self._open)
         return _Handle(self, plan, self._device.submit(self._run, plan, masks))
 
+    def probe(self) -> None:
+        pass
+
     def make_room(self, error: Exception) -> bool:
         return False
 

@@ -271,6 +271,9 @@ class Faulty:
     def make_room(self, _error: Exception) -> bool:
         return False
 
+    def probe(self) -> None:
+        pass
+
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failed_thread_says_why() -> None:

@@ -32,6 +32,9 @@ class Zeros:
         self.plans.append(plan)
         return self
 
+    def probe(self) -> None:
+        pass
+
     def result(self) -> StepResult:
         return StepResult(
             tuple(WorkResult((Sample(0),) * len(work.logits)) for work in self.plans[-1].work)

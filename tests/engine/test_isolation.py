@@ -44,7 +44,8 @@ class Failing:
         self._runner = runner
         self._guilty = guilty
         self._error = error
-        self.steps = self.failed = 0
+        self.steps = self.failed = self.probes = 0
+        self.dead = False
 
     def execute(self, plan: StepPlan, masks: Future[Any] | None = None) -> PendingResult:
         self.steps += 1
@@ -56,6 +57,11 @@ class Failing:
 
     def make_room(self, error: Exception) -> bool:
         return memory.ran_out(error)
+
+    def probe(self) -> None:
+        self.probes += 1
+        if self.dead:
+            raise RuntimeError("the device is dead")
 
 
 @pytest.fixture(scope="module", params=["auto", "reference"])
@@ -86,6 +92,14 @@ def answers(engine: EngineCore, adds: Iterable[Add]) -> dict[tuple[int, int], li
             [*(row.prompt_logprobs or []), *told, *(row.logprobs or [])]
         )
     return found
+
+
+def other_core(runner: Failing) -> EngineCore:
+    """An engine of its own, that may break."""
+    facts = Ready(32, 97, 64, "float32", "cpu", True, "fp_test")
+    cache = CacheManager([BlockPool(64)], 4, prefix_cache=True)
+    scheduling = SchedulerConfig(max_num_seqs=64)
+    return EngineCore(runner, facts, scheduling, cache=cache, step_tokens=64)
 
 
 def renumbered(adds: Sequence[Add], by: int) -> list[Add]:
@@ -175,15 +189,47 @@ def test_an_engine_that_can_compute_nothing_says_so(
     engine: EngineCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Failing(engine.runner, lambda _: True, RuntimeError("device lost"))
-    scheduling = SchedulerConfig(max_num_seqs=64)
-    facts = Ready(32, 97, 64, "float32", "cpu", True, "fp_test")
-    cache = CacheManager([BlockPool(64)], 4, prefix_cache=True)
-    core = EngineCore(broken, facts, scheduling, cache=cache, step_tokens=64)
+    core = other_core(broken)
     for id in range(20):
         core.add(Add(id, [1, 2], GREEDY))
     with pytest.raises(RuntimeError, match="device lost"):
         core.step()
     assert broken.steps < 40
+
+
+def test_a_device_that_is_dead_ends_the_engine_at_once(engine: EngineCore) -> None:
+    """After some errors CUDA answers nothing any more: nobody is told that it was their fault."""
+    broken = Failing(engine.runner, lambda _: True, RuntimeError("illegal address"))
+    broken.dead = True
+    core = other_core(broken)
+    for id in range(3):
+        core.add(Add(id, [1, 2], GREEDY))
+    with pytest.raises(RuntimeError, match="the device is dead"):
+        core.step()
+    assert (broken.steps, broken.probes) == (1, 1)
+
+
+def test_a_device_that_lives_is_asked_after_each_failure(engine: EngineCore) -> None:
+    engine.runner.probe()
+    runner = Failing(engine.runner, lambda plan: plan.work[0].tokens == (40,), MemoryError())
+    core = other_core(runner)
+    core.add(Add(1, [40], GREEDY))
+    assert [row.finish for row in core.step().rows] == ["error"]
+    assert runner.probes == 1
+
+
+def test_the_device_is_waited_for_by_a_probe(
+    engine: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of CUDA come with some later call; without a card only that one is made is seen."""
+
+    def fail(device: torch.device) -> None:
+        raise RuntimeError(f"{device.type}: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    monkeypatch.setattr(engine.runner, "_device", torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.runner.probe()
 
 
 def test_a_request_that_cannot_even_be_looked_at_is_refused(engine: EngineCore) -> None:

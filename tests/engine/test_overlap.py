@@ -195,6 +195,9 @@ class Refusing:
             raise MemoryError
         return self._runner.execute(plan, masks)
 
+    def probe(self) -> None:
+        pass
+
     def make_room(self, error: Exception) -> bool:
         return False
 

@@ -7,9 +7,10 @@ Knows neither tokens nor tensors. A block is
 * *cached*: nobody refers to it, but its content is known by hash and can be
   shared again.
 
-A block that is not free has an owner. Evicted is a block of the owner who holds most, used and
-cached together, and of that one's the least recently used: so whoever fills the pool loses what is
-its own, and all that hold something come to equal shares.
+A block that is not free has an owner. Evicted is a block of whoever asks for one, or of an owner
+who holds more than an equal share of the pool, used and cached together: of the one who holds most,
+and of that one's the least recently used. So whoever fills the pool loses what is its own, and all
+that hold something come to equal shares. What is within a share goes when nothing else is left.
 """
 
 from __future__ import annotations
@@ -52,18 +53,22 @@ class BlockPool:
 
     def kept_from(self, owner: str) -> int:
         """Cached blocks that others hold within equal shares of the pool."""
-        share = self.total // len({*self._held, owner})
+        share = self._share(owner)
         return sum(
             min(len(cached), max(0, share - self._held[other] + len(cached)))
             for other, cached in self._cached.items()
             if other != owner
         )
 
+    def beyond_share(self, owner: str) -> bool:
+        """Whether an owner holds more than an equal share of the pool."""
+        return self._held[owner] > self._share(owner)
+
     def allocate(self, count: int, owner: str = "") -> list[int]:
         """Take ``count`` blocks for exclusive use; cached ones are evicted if need be."""
         blocks = []
         for _ in range(count):
-            block = self._free.pop() if self._free else self._evict()
+            block = self._free.pop() if self._free else self._evict(owner)
             self._references[block] = 1
             self._owner[block] = owner
             self._held[owner] += 1
@@ -117,7 +122,7 @@ class BlockPool:
     def flush(self) -> None:
         """Forget all cached blocks."""
         while self._num_cached:
-            self._free.append(self._evict())
+            self._free.append(self._evict(""))
 
     def references(self, block: int) -> int:
         return self._references[block]
@@ -143,9 +148,15 @@ class BlockPool:
         for block_hash, block in self._by_hash.items():
             assert self._hash[block] == block_hash
 
-    def _evict(self) -> int:
-        owner = max(self._cached, key=self._eviction_order)
-        block = next(iter(self._cached[owner]))
+    def _evict(self, asking: str) -> int:
+        share = self._share(asking)
+
+        def order(owner: str) -> tuple[bool, int, int]:
+            """Largest is first; among those who hold as much, whose block was used longest ago."""
+            held, oldest = self._held[owner], next(iter(self._cached[owner].values()))
+            return owner == asking or held > share, held, -oldest
+
+        block = next(iter(self._cached[max(self._cached, key=order)]))
         self._take_out(block)
         self._let_go(block)
         block_hash = self._hash[block]
@@ -154,9 +165,9 @@ class BlockPool:
         self._hash[block] = None
         return block
 
-    def _eviction_order(self, owner: str) -> tuple[int, int]:
-        """Largest is first: who holds most, and among equals whose block was used longest ago."""
-        return self._held[owner], -next(iter(self._cached[owner].values()))
+    def _share(self, asking: str) -> int:
+        """Blocks of each owner if all who hold some, and one who asks, held as many."""
+        return self.total // (len(self._held) + (asking not in self._held))
 
     def _put_in(self, block: int) -> None:
         self._time += 1

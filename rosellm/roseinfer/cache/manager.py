@@ -150,21 +150,29 @@ class CacheManager:
         kv.published = len(hits[0])
         return kv.published * self.block_size
 
-    def grow(self, kv: SequenceKV, num_tokens: int, reserve: int = 0) -> bool:
+    def grow(
+        self, kv: SequenceKV, num_tokens: int, reserve: int = 0, *, sparing: bool = False
+    ) -> bool:
         """Hold enough blocks for ``num_tokens``; False, and nothing done, if there are none.
 
         Args:
             reserve: blocks of each group that must be left.
+            sparing: whether other owners keep what they have cached within their shares.
         """
         need = self.blocks_for(num_tokens)
         missing = [need - len(table) for table in kv.tables]
-        groups = zip(missing, self.pools, strict=True)
-        if any(n > 0 and n > pool.available - reserve for n, pool in groups):
-            return False
+        for n, pool in zip(missing, self.pools, strict=True):
+            kept = pool.kept_from(kv.owner) if sparing and n > 0 else 0
+            if n > 0 and n > pool.available - reserve - kept:
+                return False
         for pool, table, n in zip(self.pools, kv.tables, missing, strict=True):
             if n > 0:
                 table.extend(pool.allocate(n, kv.owner))
         return True
+
+    def beyond_share(self, owner: str) -> bool:
+        """Whether an owner holds more than an equal share of a group's blocks."""
+        return any(pool.beyond_share(owner) for pool in self.pools)
 
     def publish(self, kv: SequenceKV, tokens: Sequence[int], num_computed: int) -> None:
         """Make blocks that are full and computed findable by others."""

@@ -72,12 +72,15 @@ class Runner(Protocol):
 
     ``masks`` are those of the plan's logit rows, where one of them is constrained. A plan may await
     tokens of the one that was executed before it; that one's result need not be asked for.
+    ``probe`` raises if the device computes nothing any more, whoever asks for it.
     """
 
     def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> PendingResult: ...
 
     def make_room(self, error: Exception) -> bool:
         """See ``Room``."""
+
+    def probe(self) -> None: ...
 
 
 class EngineCore:
@@ -182,7 +185,7 @@ class EngineCore:
         """Schedule, execute, update.
 
         Raises:
-            Exception: whatever is computed fails: the engine itself is broken.
+            Exception: whatever is computed fails: the engine or its device is broken.
         """
         self._end_expired()
         self._take_grammars()
@@ -247,6 +250,7 @@ class EngineCore:
         are run, and their halves, until what fails is alone. What had merely been too much at once
         is computed on the way.
         """
+        self._runner.probe()
         short = self._shortage.relieve(self._runner, plan, error)
         if len(plan.work) == 1:
             return self._in_chunks(plan.work[0], error) if short else self._fault(error)

@@ -115,6 +115,7 @@ class ModelRunner:
             if rope is not None
         }
         self._forward = ops.forward(model, storage, self._ropes)
+        self._pulse = torch.zeros((), device=device)  # there when memory is short
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> Handle:
@@ -129,6 +130,13 @@ class ModelRunner:
         results = [*(chosen.tensors if chosen else []), *scores.tensors]
         fetched = Fetched([*results, *self._vectors(plan, hidden)], self._event)
         return Handle(plan, rows, chosen, fetched)
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        """Raise if the device computes nothing any more, as CUDA after an illegal address does."""
+        self._pulse.add_(1)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     @torch.inference_mode()
     def hidden_states(self, plan: StepPlan) -> Tensor:

@@ -16,7 +16,7 @@ def add_drafts(sketch: Sketch, cache: CacheManager, limits: Limits, num_running:
     """Put drafts behind known tokens, in whatever tokens, rows and blocks are left over.
 
     A step of drafts has no more rows than one without: each takes logits of a whole vocabulary.
-    A block stays for everyone who runs.
+    A block stays for everyone who runs, and others keep what they have cached.
     """
     rows = max(limits.sequences, 1 + limits.draft) - len(sketch.known)
     left = min(sketch.budget, rows)
@@ -25,7 +25,7 @@ def add_drafts(sketch: Sketch, cache: CacheManager, limits: Limits, num_running:
     for index, (sequence, wish) in enumerate(wishes):
         draft = wish[: left // (len(wishes) - index)]
         length = sequence.num_scheduled + sequence.pending + len(draft)
-        if draft and cache.grow(sequence.kv, length, num_running):
+        if draft and cache.grow(sequence.kv, length, num_running, sparing=True):
             sketch.drafts[sequence] = draft
             left -= len(draft)
 

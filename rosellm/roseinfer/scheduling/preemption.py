@@ -1,6 +1,8 @@
 """Who yields when there is not enough for all.
 
-Among those that run, the least urgent yields its blocks to the others. A tenant that is behind may
+Among those that run, the least urgent yields its blocks to the others. What others have cached is
+theirs, up to an equal share: rather than take it, a tenant's own sequences yield to its most urgent
+one, which alone may take it, since it could not go on otherwise. A tenant that is behind may
 take places and blocks from one that holds many, one sequence after the other, until they hold as
 much. What a submitted plan refers to yields nothing until it has come back, and nobody else does in
 its place: the sketch is ``blocked``.
@@ -35,11 +37,26 @@ class Preemption:
         running = self._roster.running
         if sequence.number not in running:
             return False  # preempted earlier in this very step
-        while not self._cache.grow(sequence.kv, sequence.num_scheduled + count):
-            victim = max(running.values(), key=lambda s: s.urgency)
+        length = sequence.num_scheduled + count
+        while not self._cache.grow(sequence.kv, length, sparing=self._runs_more(sequence)):
+            victim = max(self._yielding_to(sequence), key=lambda s: s.urgency)
             if not self._yield(victim, sketch) or victim is sequence:
                 return False
         return True
+
+    def _runs_more(self, sequence: Sequence) -> bool:
+        """Whether its tenant has others that run."""
+        running = self._roster.running.values()
+        return any(s.tenant is sequence.tenant and s is not sequence for s in running)
+
+    def _yielding_to(self, sequence: Sequence) -> list[Sequence]:
+        """Those that may have to yield to this one. While others of its tenant run: those, and the
+        sequences of tenants beyond their shares. Within a share what yields is only cached."""
+        running = self._roster.running.values()
+        if not self._runs_more(sequence):
+            return list(running)
+        tenants = {s.tenant for s in running if self._cache.beyond_share(s.tenant.name)}
+        return [s for s in running if s.tenant in {sequence.tenant, *tenants}]
 
     def take_from_another(
         self, tenant: Tenant, need: int, size: Callable[[Sequence], int], sketch: Sketch
