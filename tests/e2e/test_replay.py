@@ -28,10 +28,6 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def run_replay(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*REPLAY, *map(str, args)], capture_output=True, text=True, timeout=120)
-
-
 @pytest.fixture(scope="module")
 def log(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a server has logged of requests that it answered all at once."""
@@ -50,16 +46,26 @@ def log(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_tokens_are_the_same_when_alone_and_later(log: Path) -> None:
-    done = run_replay(log)
+def test_tokens_are_the_same_when_alone_and_later(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And in this process, which is another one than that which logged them."""
+    assert cli.main(["replay", str(log)]) == 0
+    check_same(*capsys.readouterr())
+
+
+@pytest.mark.slow
+def test_the_command_says_the_same(log: Path) -> None:
+    done = subprocess.run([*REPLAY, str(log)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    check_same(done.stdout, done.stderr)
+
+
+def check_same(out: str, err: str) -> None:
+    lines = out.splitlines()
     assert len(lines) == len(REQUESTS)
-    assert all(line.endswith(": same") for line in lines), done.stdout
-    assert f"{len(REQUESTS)} of {len(REQUESTS)}" in done.stderr
-
-
-# The command as such is seen above: its other ends are looked at in this process.
+    assert all(line.endswith(": same") for line in lines), out
+    assert f"{len(REQUESTS)} of {len(REQUESTS)}" in err
 
 
 def test_a_difference_is_told(

@@ -82,6 +82,7 @@ def said(choice: Any) -> list[tuple[str, str]]:
     return [(call.function.name, call.function.arguments) for call in choice.message.tool_calls]
 
 
+@pytest.mark.slow  # tests/server/test_server_enforced_calls.py has no model at all
 def test_a_random_model(random_model: Server) -> None:
     for seed in range(3):
         check_required(random_model, OWN, seed)

@@ -15,8 +15,22 @@ from tests.faults.neighbours import undisturbed
 CHAT = "/v1/chat/completions"
 
 
-@pytest.mark.parametrize("path", [CHAT, f"{CHAT}/render", "/tokenize"])
-@pytest.mark.parametrize("bomb", BOMBS)
+ROUTES = [CHAT, f"{CHAT}/render", "/tokenize"]
+
+
+def is_slow(bomb: str, path: str) -> bool:
+    """One takes the second that a template may take."""
+    return bomb == "endless" and path != CHAT
+
+
+@pytest.mark.parametrize(
+    ("bomb", "path"),
+    [
+        pytest.param(bomb, path, marks=pytest.mark.slow if is_slow(bomb, path) else ())
+        for bomb in BOMBS
+        for path in ROUTES
+    ],
+)
 def test_one_refusal_and_nothing_else(guarded: Server, path: str, bomb: str) -> None:
     """On every route that renders; while it does, the event loop answers others."""
     body = {

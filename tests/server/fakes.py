@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx
@@ -251,6 +252,12 @@ class Server:
         return await self.client.post(EMBEDDINGS, json={"model": "m", "input": "hi", **fields})
 
 
+@cache
+def _byte_tools(chat_template: str | None) -> TextTools:
+    """Compiling a template takes longer than most answers here."""
+    return TextTools.of(ByteTokenizer(chat_template))
+
+
 @asynccontextmanager
 async def serving(
     script: Script,
@@ -270,7 +277,10 @@ async def serving(
     **limits: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(script, generates)
-    tools = TextTools.of(tokenizer or ByteTokenizer(chat_template), **(parsers or {}))
+    if tokenizer is None and not parsers:
+        tools = _byte_tools(chat_template)
+    else:
+        tools = TextTools.of(tokenizer or ByteTokenizer(chat_template), **(parsers or {}))
     pipeline = Pipeline(engine, tools.tokenizer)
     ready = await pipeline.start()
     defaults = Defaults(flags or SamplingDefaults(), model or GenerationConfig(), (EOS,))

@@ -90,7 +90,9 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_told_to_stop_it_ends_open_streams_with_an_error_and_exits_0(
     model: Path, number: signal.Signals
 ) -> None:

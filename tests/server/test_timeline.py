@@ -179,8 +179,22 @@ def slow(server: Server) -> None:
     server.engine.__class__ = Slow
 
 
-@pytest.mark.parametrize(("stream", "usage"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("kind", ["chat", "complete"])
+@pytest.mark.parametrize(
+    ("kind", "stream", "usage"),
+    [
+        ("chat", False, False),
+        ("complete", True, False),
+        ("chat", True, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("complete", False, False),
+                ("chat", True, False),
+                ("complete", True, True),
+            )
+        ),
+    ],
+)
 def test_the_parts_are_where_the_time_went_and_add_up(kind: str, stream: bool, usage: bool) -> None:
     async def test() -> None:
         async with serving(says("")) as server:

@@ -70,7 +70,13 @@ def test_a_run_may_start_from_anothers_weights(
     assert "do not fit this model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shape", ["llama", "llama with forms", "gpt2"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "llama with forms",
+        *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("llama", "gpt2")),
+    ],
+)
 def test_a_run_may_start_from_what_was_exported(
     place: Path, capsys: pytest.CaptureFixture[str], shape: str
 ) -> None:

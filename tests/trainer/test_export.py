@@ -45,7 +45,13 @@ def trainer_logits(checkpoint: Path, ids: list[int]) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("llama", "gpt2") else pytest.mark.slow)
+        for name in CHANGES
+    ],
+)
 def test_logits_agree_with_transformers_and_the_engine(
     name: str, configure: MakeConfig, tmp_path: Path
 ) -> None:
