@@ -234,6 +234,7 @@ def triton_ops(device: torch.device, deterministic: bool) -> Ops:
         layer_norm=ops.layer_norm,
         attend=ops.attend,
         route=ops.route,
+        sound=sampling.sound,
         draw=triton_sampling.draw,
         lay_out=triton_sampling.lay_out,
         logprobs_of=triton_logprobs.logprobs_of,
