@@ -33,6 +33,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     # native code is compiled, looked at, and run in programs of its own
     "tests/kernels/cpu/": (PYTHON, *COMPILERS, "a compiler", "false", "sh", "fork", "pool"),
     "tests/kernels/triton/test_compile_products.py": (PYTHON,),
+    # a program that compiles for cards, which runs the compiler's tools
+    "tests/kernels/triton/test_compiled.py": (PYTHON,),
     # a corpus is made by several processes, which hand their parts over pickled
     "tests/trainer/": (PYTHON, "unpickling"),
 }

@@ -65,7 +65,7 @@ def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_splits")
-@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 70])
 def test_a_divided_past_has_the_bits_of_a_whole_one(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +80,9 @@ def test_a_divided_past_has_the_bits_of_a_whole_one(
 
 
 @pytest.mark.usefixtures("short_splits")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str
+)
 def test_bits_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     assert_same_however_it_is_split(sequences((4, 2, 8), dtype, [1, 40, 133]), rounds=1)
 

@@ -50,6 +50,14 @@ def _merged(maximum, total, output, new_maximum, new_total, new_output, widen: t
     return both, total, output
 
 
+@triton.jit
+def _operand(x, like: tl.constexpr):
+    """Stored numbers in the type that they are multiplied in; codes go through fp32."""
+    if x.dtype == tl.int8:
+        x = x.to(tl.float32)
+    return x.to(like)
+
+
 @triton.jit(do_not_specialize=["window", "table_width"])
 def attention_kernel(
     q,
@@ -141,7 +149,7 @@ def attention_kernel(
                 mask=real[:, None] & inside[None, :],
                 other=0.0,
             )
-            scores = tl.dot(query, k.to(query.dtype), input_precision=PRECISION) * scale
+            scores = tl.dot(query, _operand(k, query.dtype), input_precision=PRECISION) * scale
             if key_scales is not None:
                 scores *= tl.load(key_scales + at, mask=inside, other=0.0)[None, :]
             if SOFTCAP:  # softcap * tanh(scores / softcap), which 1 - 2 / (e^2x + 1) is
@@ -165,7 +173,9 @@ def attention_kernel(
                 other=0.0,
             )
             o = o * decay[:, None]
-            o = tl.dot(weights.to(VALUE_TYPE), v.to(VALUE_TYPE), o, input_precision=PRECISION)
+            o = tl.dot(
+                weights.to(VALUE_TYPE), _operand(v, VALUE_TYPE), o, input_precision=PRECISION
+            )
             m = higher
         maximum, total, output = _merged(maximum, total, output, m, s, o, True)
 

@@ -302,6 +302,7 @@ def draw(
             (count, pieces),
             *(logits, allowed, tops, *wanted, bests, ids, *where, pieces),
             **sizes,
+            num_warps=8,
             **EXACT,
         )
     tokens = logits.new_empty(count, dtype=torch.int64)
