@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SPARE_BLOCKS = 2
+"""Of each group, beyond those that its pool knows of; see ``KVStorage``."""
+
 SCALE_TYPE = torch.float32
 """Of the scales of a cache in 8 bits."""
 
@@ -82,7 +85,7 @@ class KVStorage:
         self.trash_blocks = tuple(count + 1 for count in num_blocks)
         self._layers: dict[int, tuple[KVTensor, KVTensor]] = {}
         for group, null_block in zip(self.groups, self.null_blocks, strict=True):
-            heads = ((null_block + 2) * block_size, group.kv_heads)
+            heads = ((null_block + SPARE_BLOCKS) * block_size, group.kv_heads)
             for layer in group.layers:
                 keys, values = (_empty(heads, group.head_dim, dtype, device) for _ in range(2))
                 self._layers[layer] = keys, values
