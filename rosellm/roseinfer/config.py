@@ -15,6 +15,7 @@ from typing import Any, Literal
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Kernels = Literal["auto", "reference", "native", "triton"]
+Attention = Literal["auto", "flashinfer"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
 UnknownParameters = Literal["reject", "warn"]
 HeadQuantization = Literal["auto", "none", "int8", "int4", "fp8"]
@@ -105,6 +106,11 @@ class ModelConfig:
         "auto",
         "auto takes the fastest there are for the device; native are those for CPUs, triton those"
         " for CUDA, reference is plain torch",
+    )
+    attention: Attention = option(
+        "auto",
+        "auto takes that of the kernels; flashinfer, where it is installed, gives up that a row's"
+        " bits do not depend on its batch",
     )
     deterministic: bool = option(
         True,

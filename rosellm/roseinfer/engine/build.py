@@ -90,7 +90,7 @@ def build_engine(
             made.step_decision,
             made.overlap_decision,
             Decision("kernels", ops.name, f"{ops.reason}; {_tried(promised, invariant)}"),
-            Decision("attention", backend.name, "paged"),
+            made.attention_decision,
             *made.graph_decisions,
             *([] if spec.generates else [Decision("vectors", spec.pooling, "an encoder")]),
         ],

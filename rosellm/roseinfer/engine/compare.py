@@ -75,6 +75,7 @@ def reference_of(config: EngineConfig, model: str | None = None) -> EngineConfig
         quantization="none",
         head_quantization="auto",
         kernels="reference",
+        attention="auto",
     )
     return replace(config, model=meant, cache=replace(config.cache, kv_cache_dtype="auto"))
 

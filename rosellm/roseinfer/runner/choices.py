@@ -43,7 +43,7 @@ class Choices:
     Attributes:
         model: as the architecture builds it, its formats set, nothing loaded.
         decisions: on device and type.
-        backend: how attention is computed.
+        backend, attention_decision: how attention is computed.
         graphs: whether decode steps are recorded as CUDA graphs.
         kv_decisions, step_decision, graph_decisions: on the cache's type, the step's budget and
             CUDA graphs.
@@ -60,6 +60,7 @@ class Choices:
     ops: Ops
     model: Model
     backend: AttentionBackend
+    attention_decision: Decision
     graphs: bool
     decisions: Sequence[Decision]
     kv_decisions: Sequence[Decision]
@@ -89,7 +90,9 @@ def choose(config: EngineConfig, described: Described) -> Choices:
     overlap, overlap_decision = resolve.resolve_overlap(config.scheduler, device)
     ops = choose_ops(device, config.model.kernels, dtype, deterministic=config.model.deterministic)
     resolve.check_fp8(ops.lacks, ops.lacks_cache, recipe, kv_dtype)
-    backend = ops.attention(config.cache.block_size, device, spec.heads // spec.kv_heads)
+    backend, attention_decision = resolve.resolve_attention(
+        config, spec, ops, device, dtype, kv_dtype
+    )
     graphs, graph_decisions = resolve.resolve_cuda_graphs(config.model, spec, backend, device)
     with torch.device("meta"):
         model = described.architecture.build(ops, spec)
@@ -105,6 +108,7 @@ def choose(config: EngineConfig, described: Described) -> Choices:
         ops=ops,
         model=model,
         backend=backend,
+        attention_decision=attention_decision,
         graphs=graphs,
         decisions=(device_decision, dtype_decision),
         kv_decisions=kv_decisions,

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
+from rosellm.roseinfer.attention import flashinfer
 from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.cache.storage import SPARE_BLOCKS, KVGroup
 from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.kernels import float8
+from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Decision
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.quant.formats import FORMATS, Recipe
+from rosellm.roseinfer.runner import memory
 
 _CPU_SHARE = 0.5
 _CPU_STEP_TOKENS = 512
@@ -148,6 +151,33 @@ def resolve_overlap(config: SchedulerConfig, device: torch.device) -> tuple[bool
         reason = "a step keeps all cores busy until it is done: nothing would happen meanwhile"
         return False, Decision("overlap", "off", reason)
     return True, Decision("overlap", "on", "the next step is planned while the GPU computes one")
+
+
+def resolve_attention(
+    config: EngineConfig,
+    spec: ModelSpec,
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+) -> tuple[AttentionBackend, Decision]:
+    """How attention is computed; ConfigError if it cannot be so."""
+    size = config.cache.block_size
+    if config.model.attention == "auto":
+        own = ops.attention(size, device, spec.heads // spec.kv_heads)
+        why = "paged; that of the kernels"
+        if device.type == "cuda":
+            why += ", FlashInfer's is taken only where --attention asks for it"
+        return own, Decision("attention", own.name, why)
+    reason = flashinfer.why_not(device, dtype, kv_dtype, spec.heads, spec.kv_groups)
+    if reason is not None:
+        raise ConfigError(f"--attention flashinfer: {reason}; use --attention auto")
+    memory.empty_caches(device)  # of the trial
+    why = "asked for; paged; a row's bits may depend on its batch"
+    if config.model.deterministic:
+        why += ", --deterministic notwithstanding"
+    theirs = flashinfer.FlashInferAttention(size, device)
+    return theirs, Decision("attention", theirs.name, why)
 
 
 def resolve_cuda_graphs(
