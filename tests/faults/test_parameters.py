@@ -116,8 +116,10 @@ def test_number_of_choices(guarded: Server) -> None:
     refuse(guarded, "best_of", 10**9, -1, 21, paths=[COMPLETIONS])
     wide = {**ASK[COMPLETIONS], "prompt": ["a"] * 1000, "n": 128}
     assert "answers" in refused(post(guarded, COMPLETIONS, wide))
-    wider = {**ASK[COMPLETIONS], "prompt": ["a"] * 200_000}
+    wider = {**ASK[COMPLETIONS], "prompt": ["a"] * 100_000}
     assert "answers" in refused(post(guarded, COMPLETIONS, wider))
+    widest = {**ASK[COMPLETIONS], "prompt": ["a"] * 200_000}
+    assert "texts" in refused(post(guarded, COMPLETIONS, widest))
 
 
 def test_max_tokens(guarded: Server) -> None:

@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPARE_BLOCKS = 2
-"""Of each group, beyond those that its pool knows of; see ``KVStorage``."""
-
 SCALE_TYPE = torch.float32
 """Of the scales of a cache in 8 bits."""
 
@@ -65,7 +62,8 @@ class KVStorage:
 
     Two blocks more than a group's pool knows of are kept at the end. The first is all zeros and
     never written: attention reads it where a sequence has no token, or no longer any. The second is
-    for whatever has to be written somewhere and means nothing.
+    for whatever has to be written somewhere and means nothing: what CUDA graphs are padded with. On
+    a CPU it is never touched, and so takes no memory.
 
     Args:
         num_blocks: of each group.
@@ -85,7 +83,7 @@ class KVStorage:
         self.trash_blocks = tuple(count + 1 for count in num_blocks)
         self._layers: dict[int, tuple[KVTensor, KVTensor]] = {}
         for group, null_block in zip(self.groups, self.null_blocks, strict=True):
-            heads = ((null_block + SPARE_BLOCKS) * block_size, group.kv_heads)
+            heads = ((null_block + 2) * block_size, group.kv_heads)
             for layer in group.layers:
                 keys, values = (_empty(heads, group.head_dim, dtype, device) for _ in range(2))
                 self._layers[layer] = keys, values

@@ -206,12 +206,12 @@ def upload_bytes(choices: Choices) -> int:
 def _graph_bytes(choices: Choices) -> int:
     if choices.device.type == "cpu":
         return 0
-    if not choices.graphs:
-        return upload_bytes(choices)
-    sequences = choices.config.scheduler.max_num_seqs
-    rows = _activation_bytes(choices) // choices.step_tokens * sequences
     size = choices.config.cache.block_size
     trash = sum(group.bytes_per_token(choices.kv_dtype) for group in choices.spec.kv_groups) * size
+    if not choices.graphs:
+        return upload_bytes(choices) + trash
+    sequences = choices.config.scheduler.max_num_seqs
+    rows = _activation_bytes(choices) // choices.step_tokens * sequences
     return upload_bytes(choices) + rows + trash + GRAPH_BYTES * len(sizes(sequences))
 
 

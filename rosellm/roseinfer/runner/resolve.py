@@ -9,7 +9,7 @@ import torch
 
 from rosellm.roseinfer.attention import flashinfer
 from rosellm.roseinfer.attention.base import AttentionBackend
-from rosellm.roseinfer.cache.storage import SPARE_BLOCKS, KVGroup
+from rosellm.roseinfer.cache.storage import KVGroup
 from rosellm.roseinfer.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.kernels import float8
@@ -251,7 +251,7 @@ def resolve_cache(
     blocks = _affordable(pools, budget)
     longest = wanted if all(blocks >= pool.least for pool in pools) else max(blocks, 0) * size
     if longest < min(wanted, size) or (config.model.max_model_len and longest < wanted):
-        needed = sum((pool.least + SPARE_BLOCKS) * pool.block_bytes for pool in pools)
+        needed = sum((pool.least + 1) * pool.block_bytes for pool in pools)
         fits = max(blocks, 0) * size
         shorter = f"a smaller --max-model-len ({fits} would fit) or " if fits else ""
         raise TooLittleError(
@@ -338,12 +338,12 @@ class Pool:
 def _affordable(pools: Sequence[Pool], budget: float) -> int:
     """Most blocks a group for which memory suffices; a group takes no more than it can use.
 
-    A few more of each group belong to no sequence (``KVStorage``).
+    A block more of each group is kept empty (``KVStorage``).
     """
     low, high = -1, max(pool.useful for pool in pools)
     while low < high:
         middle = (low + high + 1) // 2
-        cost = sum((min(pool.useful, middle) + SPARE_BLOCKS) * pool.block_bytes for pool in pools)
+        cost = sum((min(pool.useful, middle) + 1) * pool.block_bytes for pool in pools)
         low, high = (middle, high) if cost <= budget else (low, middle - 1)
     return low
 
