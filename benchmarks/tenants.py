@@ -425,7 +425,10 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    found = loop.run(run(parse()))
+    try:
+        found = loop.run(run(parse()))
+    except ExchangeError as error:
+        raise SystemExit(f"error: {error}") from None
     found["machine"] = machine.describe()
     print("\n".join(report(found)))
     print(json.dumps(found))
