@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from rosellm.roseinfer.attention.step import HeadNorms, Heads
+
+if TYPE_CHECKING:
+    from rosellm.roseinfer.models.skeleton import Model
 
 Op = Literal["lookup", "norm", "linear", "attend", "sum", "scale"]
 Source = Literal["ids", "positions"]
@@ -138,6 +141,20 @@ class Listing:
 
     operations: tuple[Operation, ...]
     widths: tuple[int, ...]
+
+
+def traced(model: Model) -> tuple[Trace, Rows] | None:
+    """A model's forward and the value that it ends in; None if it cannot be traced."""
+    if not model.traceable:
+        return None
+    trace = Trace()
+    step: Any = TracedStep(Ids(trace, "positions"))
+    ids: Any = Ids(trace, "ids")
+    try:
+        result: Any = model(ids, step)
+    except UntraceableError:
+        return None
+    return trace, result
 
 
 def listed(trace: Trace, result: Rows) -> Listing:

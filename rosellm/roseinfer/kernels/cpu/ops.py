@@ -30,10 +30,9 @@ from rosellm.roseinfer.kernels.trace import (
     Lookup,
     Norm,
     Rows,
-    Trace,
-    TracedStep,
     UntraceableError,
     listed,
+    traced,
 )
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 from rosellm.roseinfer.quant.formats import Format as QuantizedFormat
@@ -168,16 +167,10 @@ class NativeOps:
         self, model: Model, storage: KVStorage, ropes: Mapping[RopeSpec, RopeTable]
     ) -> Callable[[Tensor, Step], Tensor]:
         """The model as a program, or as it is where it cannot be traced."""
-        if not model.traceable:
+        found = traced(model)
+        if found is None:
             return model
-        trace = Trace()
-        step: Any = TracedStep(Ids(trace, "positions"))
-        ids: Any = Ids(trace, "ids")
-        try:
-            result: Any = model(ids, step)
-        except UntraceableError:
-            return model
-        return Program(self._library, listed(trace, result), storage, ropes.items())
+        return Program(self._library, listed(*found), storage, ropes.items())
 
     def _attend_at_once(
         self, qkv: Tensor, heads: Heads, norms: HeadNorms | None, step: Step

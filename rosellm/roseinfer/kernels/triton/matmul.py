@@ -196,23 +196,21 @@ def product(
             x_rows, w_rows, v_rows, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, PRECISION
         )
         keep(out, first, second, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)
-    elif SPREAD:
-        part = tl.program_id(1)
+    else:
+        part = tl.program_id(1)  # 0 where parts are not spread
         begin = part * part_size
         end = tl.minimum(begin + part_size, k)
         sums = sum_of(x_rows, w_rows, begin, end, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, PRECISION)
-        keep_part(partials, sums, part, columns, rows, m, n)
-    else:
-        end = tl.minimum(part_size, k)
-        sums = sum_of(x_rows, w_rows, 0, end, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, PRECISION)
-        if PARTS > 1:
-            for part in range(1, PARTS):
-                begin = part * part_size
+        if SPREAD:
+            keep_part(partials, sums, part, columns, rows, m, n)
+        else:
+            for later in range(1, PARTS):
+                begin = later * part_size
                 end = tl.minimum(begin + part_size, k)
                 sums += sum_of(
                     x_rows, w_rows, begin, end, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, PRECISION
                 )
-        keep(out, sums, sums, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)
+            keep(out, sums, sums, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)
 
 
 @triton.jit(do_not_specialize=["m"])

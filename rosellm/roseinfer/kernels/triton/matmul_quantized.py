@@ -264,8 +264,8 @@ def packed_product(
             first *= tl.load(scales + columns)[:, None]
             second *= tl.load(scales + of_v)[:, None]
         keep(out, first, second, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)
-    elif SPREAD:
-        part = tl.program_id(1)
+    else:
+        part = tl.program_id(1)  # 0 where parts are not spread
         begin = part * part_size
         end = tl.minimum(begin + part_size, k)
         sums = packed_sum_of(
@@ -285,29 +285,11 @@ def packed_product(
             EVEN,
             PRECISION,
         )
-        keep_part(partials, sums, part, columns, rows, m, n)
-    else:
-        end = tl.minimum(part_size, k)
-        sums = packed_sum_of(
-            x_rows,
-            w_rows,
-            scales,
-            points,
-            columns,
-            0,
-            end,
-            k,
-            padded,
-            KIND,
-            GROUP_SIZE,
-            BLOCK_N,
-            BLOCK_M,
-            EVEN,
-            PRECISION,
-        )
-        if PARTS > 1:
-            for part in range(1, PARTS):
-                begin = part * part_size
+        if SPREAD:
+            keep_part(partials, sums, part, columns, rows, m, n)
+        else:
+            for later in range(1, PARTS):
+                begin = later * part_size
                 end = tl.minimum(begin + part_size, k)
                 sums += packed_sum_of(
                     x_rows,
@@ -326,6 +308,6 @@ def packed_product(
                     EVEN,
                     PRECISION,
                 )
-        if KIND == "fp8":
-            sums *= tl.load(scales + columns)[:, None]
-        keep(out, sums, sums, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)
+            if KIND == "fp8":
+                sums *= tl.load(scales + columns)[:, None]
+            keep(out, sums, sums, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)

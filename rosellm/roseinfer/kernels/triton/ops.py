@@ -23,9 +23,8 @@ from rosellm.roseinfer.kernels.trace import (
     Lookup,
     Norm,
     Rows,
-    Trace,
-    TracedStep,
     UntraceableError,
+    traced,
 )
 from rosellm.roseinfer.kernels.triton import heads as head_kernels
 from rosellm.roseinfer.kernels.triton import rows
@@ -108,15 +107,10 @@ class TritonOps:
         self, model: Model, _storage: KVStorage, _ropes: Mapping[RopeSpec, RopeTable]
     ) -> Callable[[Tensor, Step], Tensor]:
         """The model as a program, or as it is where it cannot be traced."""
-        if not model.traceable:
+        found = traced(model)
+        if found is None:
             return model
-        trace = Trace()
-        step: Any = TracedStep(Ids(trace, "positions"))
-        ids: Any = Ids(trace, "ids")
-        try:
-            result: Any = model(ids, step)
-        except UntraceableError:
-            return model
+        trace, result = found
         return Program(trace.operations, result.number, self._products, attend)
 
 
