@@ -64,6 +64,10 @@ class FakeRunner:
     def probe(self) -> None:
         """Nothing of it can break."""
 
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
+        """It takes no memory."""
+        return False
+
     def gaps(self) -> list[float]:
         """Seconds from each call's end to the next one's start: all that is not the model."""
         ends = zip(self.left, self.entered[1:], strict=False)

@@ -50,7 +50,7 @@ class Late:
     def probe(self) -> None:
         pass
 
-    def make_room(self, error: Exception) -> bool:
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
         return False
 
     def read(self, plan: StepPlan, done: Future[PendingResult]) -> StepResult:

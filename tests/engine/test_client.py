@@ -268,7 +268,7 @@ class Faulty:
     def execute(self, plan: StepPlan) -> Any:
         raise RuntimeError(f"cannot compute {plan.num_tokens} tokens")
 
-    def make_room(self, _error: Exception) -> bool:
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
         return False
 
     def probe(self) -> None:

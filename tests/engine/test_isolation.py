@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import SchedulerConfig
 from rosellm.roseinfer.engine.build import build_engine
 from rosellm.roseinfer.engine.core import EngineCore, PendingResult
-from rosellm.roseinfer.engine.shortage import Shortage
+from rosellm.roseinfer.engine.shortage import PATIENCE, Shortage
 from rosellm.roseinfer.messages import Add, Output, Ready
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.runner import memory
@@ -45,6 +44,7 @@ class Failing:
         self._guilty = guilty
         self._error = error
         self.steps = self.failed = self.probes = 0
+        self.asked: list[bool] = []
         self.dead = False
 
     def execute(self, plan: StepPlan, masks: Future[Any] | None = None) -> PendingResult:
@@ -55,7 +55,8 @@ class Failing:
         handle: PendingResult = self._runner.execute(plan, masks)
         return handle
 
-    def make_room(self, error: Exception) -> bool:
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
+        self.asked.append(again)
         return memory.ran_out(error)
 
     def probe(self) -> None:
@@ -141,19 +142,23 @@ def test_scores_and_vectors_that_are_no_numbers_are_errors(engine: EngineCore) -
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), MemoryError(), torch.OutOfMemoryError()])
 @pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("length", [2, 40, 200])
 def test_an_exception_over_one_row_is_that_requests_alone(
-    engine: EngineCore, error: Exception, place: int, monkeypatch: pytest.MonkeyPatch
+    engine: EngineCore, error: Exception, place: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever the size of its parts, and it counts once among those that cannot be computed."""
     alone = answers(engine, INNOCENT)
-    guilty = Add(9, [77, 77], SEEDED)
+    guilty = Add(9, [77] * length, SEEDED)
 
     def holds_it(plan: StepPlan) -> bool:
         return any(77 in work.tokens for work in plan.work)
 
     monkeypatch.setattr(engine, "_runner", Failing(engine.runner, holds_it, error))
+    monkeypatch.setattr(engine, "_shortage", Shortage(engine.scheduler))
     mixed = answers(engine, [*INNOCENT[:place], guilty, *INNOCENT[place:]])
     assert of_innocent(mixed) == alone
     assert mixed[9, 0] == FAULT
+    assert engine._barren <= 1
 
 
 def test_what_is_only_too_much_at_once_is_computed_in_parts(
@@ -168,16 +173,23 @@ def test_what_is_only_too_much_at_once_is_computed_in_parts(
 def test_prompts_that_are_too_long_for_the_memory_are_computed_in_chunks(
     engine: EngineCore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """To the same bits, scores of prompt tokens included; and steps become smaller, which is said
-    once."""
+    """To the same bits, scores of prompt tokens included; and when it goes on, steps become
+    smaller, which is said once. A step in which many parts fail is one occasion."""
     scored = SamplingParams(seed=0, max_tokens=2, temperature=0.0, prompt_logprobs=2, logprobs=1)
     adds = [*INNOCENT, Add(5, [11, 12, 14] * 70, scored)]
-    monkeypatch.setattr(engine.scheduler, "limits", replace(engine.scheduler.limits, tokens=512))
+    monkeypatch.setattr(engine.scheduler.limits, "tokens", 512)
     alone = answers(engine, adds)
     runner = Failing(engine.runner, lambda plan: plan.num_tokens > 70, torch.OutOfMemoryError())
     monkeypatch.setattr(engine, "_runner", runner)
     monkeypatch.setattr(engine, "_shortage", Shortage(engine.scheduler))
-    assert answers(engine, adds) == alone
+    for _ in range(PATIENCE):
+        assert answers(engine, adds) == alone
+        assert engine.scheduler.limits.tokens == 512
+    assert runner.failed > 2 * PATIENCE
+    assert runner.asked.count(True) == PATIENCE - 1
+    assert "memory runs out" not in caplog.text
+    for _ in range(3):
+        assert answers(engine, adds) == alone
     assert engine.scheduler.limits.tokens <= 70
     assert caplog.text.count("memory runs out") == 1
     failed = runner.failed

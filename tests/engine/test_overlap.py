@@ -198,7 +198,7 @@ class Refusing:
     def probe(self) -> None:
         pass
 
-    def make_room(self, error: Exception) -> bool:
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
         return False
 
 

@@ -242,7 +242,7 @@ def test_hidden_states_are_without_padding(tmp_path: Path) -> None:
     assert graphs.shapes == {Shape(4, 1)}
 
 
-def test_when_memory_runs_out_twice_graphs_go(tmp_path: Path) -> None:
+def test_when_memory_runs_out_again_graphs_go(tmp_path: Path) -> None:
     model = write_llama(tmp_path / "llama")
     core = build(model, kernels="reference", block_size=BLOCK)
     runner = core.runner
@@ -255,5 +255,8 @@ def test_when_memory_runs_out_twice_graphs_go(tmp_path: Path) -> None:
     assert not runner.make_room(ValueError("a bug"))
     assert runner.make_room(torch.OutOfMemoryError("CUDA out of memory"))
     assert graphs.shapes == {Shape(1, 10)}
-    assert runner.make_room(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert runner.make_room(torch.OutOfMemoryError("CUDA out of memory"))
+    assert graphs.shapes == {Shape(1, 10)}
+    failed = RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+    assert runner.make_room(failed, again=True)
     assert graphs.shapes == set()

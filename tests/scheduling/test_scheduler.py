@@ -615,3 +615,29 @@ def test_an_encoder_takes_prompts_whole_and_in_order() -> None:
         finished.append(ids(harness.step()))
     assert finished == [[1], [2, 3], [4], [5]]
     harness.check_drained()
+
+
+# -- steps that become smaller ----------------------------------------------------------------
+
+
+def test_what_steps_have_become_is_what_is_planned_for() -> None:
+    """In a window's group a smaller chunk takes fewer blocks: two prompts have room then."""
+
+    def together(tokens: int) -> bool:
+        harness = Harness(budget=64, windows=(8,), prefix_cache=False)
+        assert harness.scheduler.shorten(tokens) == tokens
+        harness.add(letters(20), max_tokens=30)
+        harness.step()
+        for _ in range(3):
+            harness.step()
+        harness.add(letters(80, seed=2), max_tokens=1)
+        harness.step()
+        return len(running(harness)) == 2
+
+    assert not together(64)
+    assert together(16)
+
+
+def test_steps_of_whole_prompts_stay_as_they_are() -> None:
+    harness = Harness(budget=64, whole_prompts=True)
+    assert harness.scheduler.shorten(8) == 64

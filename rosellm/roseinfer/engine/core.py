@@ -17,7 +17,7 @@ from typing import Protocol
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.config import QUEUED_CACHES, SchedulerConfig
 from rosellm.roseinfer.engine.pace import Pace
-from rosellm.roseinfer.engine.shortage import Shortage
+from rosellm.roseinfer.engine.shortage import LEAST_TOKENS, Shortage
 from rosellm.roseinfer.grammar.compiler import Compiler, Wanted
 from rosellm.roseinfer.grammar.masks import Bits, Masker
 from rosellm.roseinfer.grammar.vocabulary import Vocabulary
@@ -77,7 +77,7 @@ class Runner(Protocol):
 
     def execute(self, plan: StepPlan, masks: Future[Bits] | None = None) -> PendingResult: ...
 
-    def make_room(self, error: Exception) -> bool:
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
         """See ``Room``."""
 
     def probe(self) -> None: ...
@@ -231,7 +231,10 @@ class EngineCore:
             self._barren = 0
         except Exception as error:
             self._call_back()
-            result = self._in_parts(self.scheduler.settled(oldest.plan), error)
+            self._runner.probe()
+            plan = self.scheduler.settled(oldest.plan)
+            short = self._shortage.meet(self._runner, plan, error)
+            result = self._in_parts(plan, error, short)
         self._rows += self.scheduler.update(oldest.plan, result)
 
     def _call_back(self) -> None:
@@ -242,16 +245,14 @@ class EngineCore:
                 newest.pending.result()  # it writes to its blocks until it is through
             self.scheduler.discard(newest.plan)
 
-    def _in_parts(self, plan: StepPlan, error: Exception) -> StepResult:
-        """Run a plan that failed once more. Work that makes it fail comes back as a fault, all
-        other work computed.
+    def _in_parts(self, plan: StepPlan, error: Exception, short: bool) -> StepResult:
+        """Run a plan that failed once more, perhaps ``short`` of memory. Work that makes it fail
+        comes back as a fault, all other work computed.
 
         A part of a plan is a plan, and nothing of one that failed has been taken in: so the halves
         are run, and their halves, until what fails is alone. What had merely been too much at once
         is computed on the way.
         """
-        self._runner.probe()
-        short = self._shortage.relieve(self._runner, plan, error)
         if len(plan.work) == 1:
             return self._in_chunks(plan.work[0], error) if short else self._fault(error)
         middle = len(plan.work) // 2
@@ -262,10 +263,12 @@ class EngineCore:
 
     def _in_chunks(self, work: Work, error: Exception) -> StepResult:
         """A plan's only work, for which there was not enough memory: half of its tokens each."""
-        if not work.divisible:
+        if not work.divisible or len(work.tokens) <= LEAST_TOKENS:
             return self._fault(error)
         middle = len(work.tokens) // 2
         [first] = self._compute(StepPlan((work.part(0, middle),))).work
+        if first.fault:
+            return StepResult((first,))
         [second] = self._compute(StepPlan((work.part(middle, len(work.tokens)),))).work
         return StepResult((first.followed_by(second),))
 
@@ -274,7 +277,8 @@ class EngineCore:
         try:
             result = self._execute(plan).result()
         except Exception as error:
-            return self._in_parts(plan, error)
+            self._runner.probe()
+            return self._in_parts(plan, error, self._runner.make_room(error))
         self._barren = 0
         return result
 

@@ -18,14 +18,18 @@ PATIENCE = 2
 """So many steps may fail for want of memory before steps become smaller."""
 
 LEAST_TOKENS = 64
-"""Steps do not become smaller than this: what fails then is no question of size."""
+"""What fails with so few tokens is no question of size: steps do not become smaller than this."""
 
 
 class Room(Protocol):
     """What the runner offers."""
 
-    def make_room(self, error: Exception) -> bool:
-        """Give back what can be spared, if it was memory that a step lacked. Returns whether."""
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
+        """Give back what can be spared, if it was memory that a step lacked. Returns whether.
+
+        Args:
+            again: it has been lacking before, so what only makes steps faster goes too.
+        """
 
 
 class Shortage:
@@ -34,22 +38,29 @@ class Shortage:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._times = 0
+        self._told = False
 
-    def relieve(self, runner: Room, plan: StepPlan, error: Exception) -> bool:
-        """After a plan has failed: make room for its parts. False if that was not the reason."""
-        if not runner.make_room(error):
+    def meet(self, runner: Room, plan: StepPlan, error: Exception) -> bool:
+        """A submitted plan has failed: make room for its parts. False if that was not the reason.
+
+        Call once a plan, whichever of its parts fail after it: they are one occasion.
+        """
+        if not runner.make_room(error, again=self._times > 0):
             return False
-        if plan.num_tokens <= LEAST_TOKENS:
-            return True
         self._times += 1
-        if self._times <= PATIENCE:
-            return True
-        tokens = self._scheduler.shorten(max(plan.num_tokens // 2, LEAST_TOKENS))
-        if self._times == PATIENCE + 1:
+        if self._times > PATIENCE and plan.num_tokens > LEAST_TOKENS:
+            self._shorten(max(plan.num_tokens // 2, LEAST_TOKENS))
+        return True
+
+    def _shorten(self, tokens: int) -> None:
+        """Have smaller steps, where they can be any smaller."""
+        before = self._scheduler.limits.tokens
+        after = self._scheduler.shorten(tokens)
+        if after < before and not self._told:
             log.warning(
                 "memory runs out again and again: steps have at most %d tokens from now on; with a "
                 "smaller --max-num-batched-tokens or --gpu-memory-utilization they need not fail "
                 "first",
-                tokens,
+                after,
             )
-        return True
+            self._told = True

@@ -105,7 +105,6 @@ class ModelRunner:
         self._pooling = pooling
         self._uploads = uploads or uploads_of(device, _UPLOAD_BYTES)
         self._graphs = graphs
-        self._short = False
         self._sampled: Tensor | None = None
         self._event = None if device.type == "cpu" else torch.cuda.Event
         spec = model.spec
@@ -143,11 +142,14 @@ class ModelRunner:
         """Compute the plan's tokens and write their KV: [T, H], what ``model.logits`` takes."""
         return self._run(plan)[0][: plan.num_tokens].clone()
 
-    def make_room(self, error: Exception) -> bool:
+    def make_room(self, error: Exception, *, again: bool = False) -> bool:
         """Give back what can be spared, if it was memory that an ``execute`` lacked.
 
-        The second time graphs go too. The KV cache stays: its memory was set aside at the start,
-        and evicting blocks would free none of it.
+        The KV cache stays: its memory was set aside at the start, and evicting blocks would free
+        none of it.
+
+        Args:
+            again: graphs go too.
 
         Returns:
             Whether it was.
@@ -155,9 +157,8 @@ class ModelRunner:
         if not memory.ran_out(error):
             return False
         traceback.clear_frames(error.__traceback__)  # which hold the step's tensors
-        if self._short and self._graphs is not None:
+        if again and self._graphs is not None:
             self._graphs.drop("memory ran out in a step")
-        self._short = True
         memory.empty_caches(self._device)
         return True
 

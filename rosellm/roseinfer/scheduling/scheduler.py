@@ -22,7 +22,6 @@ the way stands in the files beside this one:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from rosellm.roseinfer.cache.manager import CacheManager
 from rosellm.roseinfer.grammar.constraint import Constraint
@@ -91,7 +90,7 @@ class Scheduler:
         """Plan steps of no more tokens than that from now on, unless prompts must be whole.
         Returns how many they may have."""
         if not self.limits.whole_prompts:
-            self.limits = replace(self.limits, tokens=min(tokens, self.limits.tokens))
+            self.limits.tokens = min(tokens, self.limits.tokens)
         return self.limits.tokens
 
     # -- requests ---------------------------------------------------------
