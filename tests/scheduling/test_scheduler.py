@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -615,6 +616,22 @@ def test_an_encoder_takes_prompts_whole_and_in_order() -> None:
         finished.append(ids(harness.step()))
     assert finished == [[1], [2, 3], [4], [5]]
     harness.check_drained()
+
+
+def test_a_stream_costs_no_copy_of_its_tokens() -> None:
+    """Only penalties look at all of them in each step."""
+
+    class Long(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            raise AssertionError("all tokens are looked at")
+
+    harness = Harness()
+    harness.add(letters(20), max_tokens=8)
+    harness.step()
+    (sequence,) = harness.scheduler.roster.running.values()
+    sequence.tokens = Long(sequence.tokens)
+    (work,) = harness.scheduler.schedule().work
+    assert (work.tokens, work.logits[0].position) == ((sequence.tokens[20],), 1)
 
 
 # -- steps that become smaller ----------------------------------------------------------------

@@ -17,14 +17,13 @@ def work_of(sequence: Sequence, count: int, drafts: tuple[int, ...]) -> Work:
     start = sequence.num_scheduled
     last = count == sequence.pending
     awaits = sequence.awaited if start == len(sequence.tokens) else None
-    known = [*sequence.tokens, *([] if awaits is None else [UNKNOWN])]
-    rows = range(1 + len(drafts)) if last and sequence.samples else ()
+    known = (UNKNOWN,) if awaits is not None else sequence.tokens[start : start + count]
     return Work(
         sequence=sequence.number,
         start=start,
-        tokens=(*known[start : start + count], *drafts),
+        tokens=(*known, *drafts),
         tables=tuple(tuple(table) for table in sequence.kv.tables),
-        logits=tuple(_row(sequence, known, count - 1, drafts[:index]) for index in rows),
+        logits=_rows(sequence, start, count, drafts) if last and sequence.samples else (),
         scoring=_scoring(sequence, start, count),
         pool=last and sequence.want == "pooled",
         awaits=awaits,
@@ -55,18 +54,29 @@ def masked(sequence: Sequence, work: Work, row: int) -> Iterator[Masked]:
         yield Masked(row + index, sequence.constraint, drafts, may_stop)
 
 
-def _row(sequence: Sequence, known: list[int], last: int, drafts: tuple[int, ...]) -> LogitRow:
-    """The row after these drafts, which stand behind the work item's ``last`` known token."""
-    params = sequence.params
-    return LogitRow(
-        offset=last + len(drafts),
-        params=params,
-        choice=sequence.choice,
-        position=len(known) - sequence.prompt_len + len(drafts),
-        history=(*known, *drafts) if params.needs_history else (),
-        prompt_len=sequence.prompt_len,
-        spare=_spare(sequence, sequence.constraint),
+def _rows(
+    sequence: Sequence, start: int, count: int, drafts: tuple[int, ...]
+) -> tuple[LogitRow, ...]:
+    """Those behind its last known token, or the one that is awaited, and behind each draft."""
+    end = start + count
+    known = _history(sequence, end) if sequence.params.needs_history else None
+    return tuple(
+        LogitRow(
+            offset=count - 1 + index,
+            params=sequence.params,
+            choice=sequence.choice,
+            position=end - sequence.prompt_len + index,
+            history=() if known is None else (*known, *drafts[:index]),
+            prompt_len=sequence.prompt_len,
+            spare=_spare(sequence, sequence.constraint),
+        )
+        for index in range(1 + len(drafts))
     )
+
+
+def _history(sequence: Sequence, end: int) -> list[int]:
+    """Its tokens; one that is awaited is not known."""
+    return [*sequence.tokens, *[UNKNOWN] * (end - len(sequence.tokens))]
 
 
 def _spare(sequence: Sequence, constraint: Constraint | None) -> int | None:
