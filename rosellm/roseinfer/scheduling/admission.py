@@ -59,8 +59,7 @@ class Admission:
         """
         tenant, length, chunk = sequence.tenant, len(sequence.tokens), self._limits.tokens
         running = self._roster.running
-        spare = any(other.tenant is tenant for other in running.values())
-        owner = tenant.name if spare else None
+        owner = tenant.name if tenant.running else None
         while not self._cache.can_take(hits, length, chunk, len(running), owner):
             need = self._cache.blocks_at_most(length, chunk)
             if not self._preemption.take_from_another(tenant, need, lambda s: s.kv.held, sketch):

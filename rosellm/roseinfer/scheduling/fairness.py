@@ -26,15 +26,21 @@ if TYPE_CHECKING:
 
 
 class Tenant:
-    """One tenant's sequences that could be admitted, and what it has been served for its share."""
+    """One tenant's sequences that could be admitted, and what it has been served for its share.
 
-    __slots__ = ("_heap", "_ready", "name", "open", "served", "share")
+    Attributes:
+        open: requests that have not ended.
+        running: sequences that hold a place in the batch.
+    """
+
+    __slots__ = ("_heap", "_ready", "name", "open", "running", "served", "share")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.served = 0.0
         self.share = 1.0
         self.open = 0
+        self.running = 0
         self._heap: list[tuple[Rank, Sequence]] = []
         self._ready = 0
 

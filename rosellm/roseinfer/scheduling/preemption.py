@@ -38,22 +38,17 @@ class Preemption:
         if sequence.number not in running:
             return False  # preempted earlier in this very step
         length = sequence.num_scheduled + count
-        while not self._cache.grow(sequence.kv, length, sparing=self._runs_more(sequence)):
+        while not self._cache.grow(sequence.kv, length, sparing=sequence.tenant.running > 1):
             victim = max(self._yielding_to(sequence), key=lambda s: s.urgency)
             if not self._yield(victim, sketch) or victim is sequence:
                 return False
         return True
 
-    def _runs_more(self, sequence: Sequence) -> bool:
-        """Whether its tenant has others that run."""
-        running = self._roster.running.values()
-        return any(s.tenant is sequence.tenant and s is not sequence for s in running)
-
     def _yielding_to(self, sequence: Sequence) -> list[Sequence]:
         """Those that may have to yield to this one. While others of its tenant run: those, and the
         sequences of tenants beyond their shares. Within a share what yields is only cached."""
         running = self._roster.running.values()
-        if not self._runs_more(sequence):
+        if sequence.tenant.running == 1:
             return list(running)
         tenants = {s.tenant for s in running if self._cache.beyond_share(s.tenant.name)}
         return [s for s in running if s.tenant in {sequence.tenant, *tenants}]

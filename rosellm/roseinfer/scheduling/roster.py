@@ -6,6 +6,7 @@ Knows who is where, and decides nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from rosellm.roseinfer.cache.manager import CacheManager
@@ -51,10 +52,12 @@ class Roster:
         """A sequence that was offered runs."""
         self.queue.leave(sequence)
         self.running[sequence.number] = sequence
+        sequence.tenant.running += 1
 
     def stop(self, sequence: Sequence) -> None:
         """A sequence that ran waits again."""
         del self.running[sequence.number]
+        sequence.tenant.running -= 1
         self.queue.enter(sequence, len(sequence.tokens))
         self.queue.offer_again(sequence)
 
@@ -68,6 +71,8 @@ class Roster:
         sequence.finished = True
         if self.running.pop(sequence.number, None) is None:
             self.queue.leave(sequence)
+        else:
+            sequence.tenant.running -= 1
         sequence.request.unfinished -= 1
         if sequence.request.unfinished == 0:
             del self.requests[sequence.request.id]
@@ -86,6 +91,9 @@ class Roster:
         unfinished = [s for s in self.sequences.values() if not s.finished]
         self.queue.check(s for s in unfinished if s.number not in self.running)
         assert not any(s.ready or s.queued for s in self.running.values())
+        running = Counter(s.tenant for s in self.running.values())
+        tenants = {s.tenant for s in self.sequences.values()}
+        assert all(tenant.running == running[tenant] for tenant in tenants)
         for sequence in self.sequences.values():
             assert 0 <= sequence.num_computed <= sequence.num_scheduled
             assert sequence.num_scheduled <= len(sequence.tokens) + (sequence.in_flight > 1)
