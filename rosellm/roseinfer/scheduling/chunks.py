@@ -29,7 +29,8 @@ _CLOSER, _FURTHER = 1.001, 0.9
 """What a step within the target does to the margin, and one beyond it: in balance about one step in
 a hundred is beyond."""
 REMEASURE = 32
-"""Steps with prompts after which one goes without, to see what decoding alone takes."""
+"""Steps with prompts after which one goes without, to see what decoding alone takes; where steps
+are planned ahead, the next one is planned before that is known, and goes without as well."""
 _FASTER, _SLOWER, _DECODING = 0.1, 0.5, 0.3
 """Weights of a new measurement: what is slower than expected counts at once."""
 
