@@ -108,19 +108,20 @@ class DecodeGraphs:
         self._sizes, self._widths = sizes, widths
         self._trash = tuple((block,) for block in trash)
         self._budget = budget
-        self._graphs: dict[tuple[Shape, int], Recorded] = {}
+        self._graphs: dict[Shape, dict[int, Recorded]] = {}  # by shape, and by mark
         self._met: Counter[Shape] = Counter()
         self._over = False
 
     @property
     def num_bytes(self) -> int:
         """Memory that all of them hold."""
-        return sum(graph.num_bytes for graph in self._graphs.values())
+        graphs = (graph for marked in self._graphs.values() for graph in marked.values())
+        return sum(graph.num_bytes for graph in graphs)
 
     @property
     def shapes(self) -> set[Shape]:
         """Those that are recorded."""
-        return {shape for shape, _ in self._graphs}
+        return set(self._graphs)
 
     def claim(self, plan: StepPlan) -> Shape | None:
         """The shape that a plan is to be padded to, or None: it runs as it is.
@@ -128,7 +129,7 @@ class DecodeGraphs:
         Call once a step. A plan that is not padded is met, and counts.
         """
         shape = self._shape_of(plan)
-        if shape is None or shape in self.shapes:
+        if shape is None or shape in self._graphs:
             return shape
         self._met[shape] += 1
         due = not self._over and self._met[shape] > PATIENCE
@@ -149,7 +150,7 @@ class DecodeGraphs:
         """
         if mark is None:
             return forward()
-        graph = self._graphs.get((shape, mark))
+        graph = self._graphs.get(shape, {}).get(mark)
         if graph is None:
             hidden = forward()
             self._record(shape, mark, forward)
@@ -178,7 +179,7 @@ class DecodeGraphs:
         except Exception as error:  # whatever it is, serving does not depend on graphs
             self._stop(f"{type(error).__name__}: {error}")
             return
-        self._graphs[shape, mark] = graph
+        self._graphs.setdefault(shape, {})[mark] = graph
         log.debug("recorded a CUDA graph of %s, %d bytes", shape, graph.num_bytes)
         if self.num_bytes >= self._budget:
             self._stop("they have taken the memory that was set aside for them")
