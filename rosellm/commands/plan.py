@@ -151,8 +151,10 @@ class Told:
         yield "positions", f"{size(needs.tables)} of rotary tables"
         yield "a step", f"{size(needs.step)} of activations, workspaces and logits"
         yield "", f"{size(needs.extras)} more where every row has penalties and logprobs"
+        if needs.buffers:
+            yield "buffers", f"{size(needs.buffers)} that steps are sent through"
         if needs.graphs:
-            yield "CUDA graphs", f"{size(needs.graphs)}, with the buffers that steps go through"
+            yield "CUDA graphs", f"{size(needs.graphs)} at most"
         yield "while loading", f"{size(needs.loading)} beside the weights"
         yield "engine process", f"{size(self.engine)} of interpreter, torch and kernels"
         yield "server process", f"{size(self.api)} with its tokenizer"
@@ -195,6 +197,7 @@ class Told:
             "step_extra_bytes": self.needs.extras,
             "tables_bytes": self.needs.tables,
             "loading_bytes": self.needs.loading,
+            "buffer_bytes": self.needs.buffers,
             "graph_bytes": self.needs.graphs,
             "engine_process_bytes": self.engine,
             "server_process_bytes": self.api,

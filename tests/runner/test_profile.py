@@ -68,7 +68,7 @@ def test_blocks_are_what_a_measured_step_leaves(model: Path) -> None:
     needs = needs_of(made)
     [group] = made.spec.kv_groups
     block = group.bytes_per_token(made.kv_dtype) * made.config.cache.block_size
-    room = needs.tables + needs.graphs
+    room = needs.tables + needs.buffers + needs.graphs
     plan = plan_measured(made, step=MIB, free=4 * MIB + room, spared=MIB)
     [count] = plan.cache.num_blocks
     assert (count + 1) * block <= 2 * MIB < (count + 2) * block
@@ -80,9 +80,13 @@ def test_buffers_and_graphs_are_counted(model: Path) -> None:
     made = on_cuda(model)
     [group] = made.spec.kv_groups
     trash = group.bytes_per_token(made.kv_dtype) * made.config.cache.block_size
-    assert needs_of(made).graphs == upload_bytes(made) + trash
-    assert needs_of(replace(made, graphs=True)).graphs > upload_bytes(made) + 11 * (1 << 23)
-    assert needs_of(replace(made, device=torch.device("cpu"))).graphs == 0
+    without, recording = needs_of(made), needs_of(replace(made, graphs=True))
+    assert without.buffers == recording.buffers == upload_bytes(made) + trash
+    assert without.graphs == 0
+    assert 11 * (1 << 23) < recording.graphs < 12 * (1 << 23)
+    assert recording.serving == without.serving + recording.graphs
+    on_host = needs_of(replace(made, device=torch.device("cpu")))
+    assert on_host.buffers == on_host.graphs == 0
 
 
 def test_too_little_names_the_options(model: Path) -> None:

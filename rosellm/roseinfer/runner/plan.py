@@ -53,7 +53,8 @@ class Needs:
         step: activations, workspaces and logits of the largest step.
         extras: on top of ``step`` where every row has penalties and log-probabilities.
         loading: on top of the weights while they are loaded: what is being laid out.
-        graphs: of CUDA graphs, their trash blocks, and the buffer that steps are sent through.
+        buffers: those that steps are sent through, and the blocks that padding writes to.
+        graphs: of CUDA graphs.
     """
 
     weights: int
@@ -61,12 +62,13 @@ class Needs:
     step: int
     extras: int
     loading: int
+    buffers: int = 0
     graphs: int = 0
 
     @property
     def serving(self) -> int:
         """All that stays, and a step."""
-        return self.weights + self.tables + self.step + self.graphs
+        return self.weights + self.tables + self.step + self.buffers + self.graphs
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def plan_memory(choices: Choices, free: int) -> MemoryPlan:
 
 
 def _within(choices: Choices, needs: Needs, free: int) -> MemoryPlan:
-    least = needs.weights + max(needs.loading, needs.step + needs.graphs)
+    least = needs.weights + max(needs.loading, needs.step + needs.buffers + needs.graphs)
     if least > free:
         larger = " or a larger --gpu-memory-utilization" if choices.device.type == "cuda" else ""
         raise ModelError(
@@ -131,7 +133,7 @@ def _within(choices: Choices, needs: Needs, free: int) -> MemoryPlan:
         choices.device,
         choices.step_tokens,
     )
-    longest = size(free - needs.weights - needs.step - needs.graphs).max_model_len
+    longest = size(free - (needs.serving - needs.tables)).max_model_len
     needs = replace(needs, tables=_table_bytes(choices.spec, longest))
     return MemoryPlan(needs, size(free - needs.serving), free)
 
@@ -190,6 +192,7 @@ def needs_of(choices: Choices) -> Needs:
         step=_activation_bytes(choices) + logits * _logit_bytes(choices),
         extras=logits * EXTRA_ROW_BYTES,
         loading=_loading_bytes(choices),
+        buffers=_buffer_bytes(choices),
         graphs=_graph_bytes(choices),
     )
 
@@ -203,16 +206,20 @@ def upload_bytes(choices: Choices) -> int:
     return min(numbers * len(choices.spec.kv_groups) * 8 + _ROW_NUMBERS, _MOST_UPLOADED)
 
 
-def _graph_bytes(choices: Choices) -> int:
+def _buffer_bytes(choices: Choices) -> int:
     if choices.device.type == "cpu":
         return 0
     size = choices.config.cache.block_size
     trash = sum(group.bytes_per_token(choices.kv_dtype) for group in choices.spec.kv_groups) * size
-    if not choices.graphs:
-        return upload_bytes(choices) + trash
+    return upload_bytes(choices) + trash
+
+
+def _graph_bytes(choices: Choices) -> int:
+    if choices.device.type == "cpu" or not choices.graphs:
+        return 0
     sequences = choices.config.scheduler.max_num_seqs
     rows = _activation_bytes(choices) // choices.step_tokens * sequences
-    return upload_bytes(choices) + rows + trash + GRAPH_BYTES * len(sizes(sequences))
+    return rows + GRAPH_BYTES * len(sizes(sequences))
 
 
 def _table_bytes(spec: ModelSpec, positions: int) -> int:
