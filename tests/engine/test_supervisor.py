@@ -187,6 +187,7 @@ def test_the_budget_is_of_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> N
             watched.processes[-1].die("gone")
             await watched.until(lambda count=count: watched.restarts == count)
         assert watched.death == ""
+        await watched.until(lambda: len(watched.client._tasks) == 1)  # nothing is kept of each
         await watched.client.stop()
 
     run(test())

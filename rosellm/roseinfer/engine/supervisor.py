@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
 from rosellm.roseinfer.config import EngineConfig
@@ -49,7 +49,7 @@ class Supervisor:
         self._launch = launch
         self._client = launch(config)
         self._begun: deque[float] = deque()  # when it was started again, lately
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._serving = False
         self._silent = False
         self._reason = "the engine is loading"
@@ -71,13 +71,19 @@ class Supervisor:
         # What was found room for is asked for again: then it is the same engine in every bit.
         model = replace(self._config.model, max_model_len=self._ready.max_model_len)
         self._config = replace(self._config, model=model)
-        self._tasks.append(asyncio.ensure_future(self._watch()))
+        self._keep(self._watch())
         return self._ready
 
     def send(self, message: Add | Abort | Flush) -> None:
         """Pass it on; while there is no engine nothing is kept, see ``on_restart``."""
         if self._serving:
             self._client.send(message)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        """Have it done beside everything else, until ``stop``."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
         self._serving, self._reason = False, "the engine was stopped"
@@ -116,7 +122,7 @@ class Supervisor:
         if self._serving and client is self._client:
             self._serving, self._reason = False, reason
             self._pay_back(self._listener.on_loss())
-            self._tasks.append(asyncio.ensure_future(self._revive(reason)))
+            self._keep(self._revive(reason))
 
     async def _watch(self) -> None:
         """Look after the process: one that is stopped or hangs says nothing of it."""
