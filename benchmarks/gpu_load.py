@@ -32,6 +32,7 @@ from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.runner.choices import Described, choose
+from rosellm.roseinfer.runner.fetch import Fetched
 
 Shape = dict[str, Any]
 
@@ -109,12 +110,12 @@ def _weight_bytes(config: EngineConfig, checkpoint: Checkpoint) -> int:
 
 def _config(folder: Path, **settings: Any) -> EngineConfig:
     named = {"model": str(folder), "max_queue": 4096, "max_queue_tokens": UNBOUNDED, **settings}
+    kinds: dict[str, Any]
+    kinds = {"model": ModelConfig, "cache": CacheConfig, "scheduler": SchedulerConfig}
     parts: dict[str, Any] = {}
-    for part, kind in EngineConfig.__dataclass_fields__.items():
-        made = {"model": ModelConfig, "cache": CacheConfig, "scheduler": SchedulerConfig}[part]
-        own = {field.name for field in fields(made)} & named.keys()
-        parts[part] = made(**{name: named.pop(name) for name in own})
-        del kind
+    for part, kind in kinds.items():
+        own = {field.name for field in fields(kind)} & named.keys()
+        parts[part] = kind(**{name: named.pop(name) for name in own})
     assert not named, f"no such settings: {sorted(named)}"
     return EngineConfig(**parts)
 
@@ -190,7 +191,11 @@ class Engine:
         return tokens / seconds, tokens, seconds
 
     def idle(self, batch: int, steps: int) -> dict[str, float]:
-        """Milliseconds of a step, of the host's part, and the share in which no kernel ran."""
+        """Milliseconds of a step, of the host's part, and the share in which no kernel ran.
+
+        The host's part is the time in which it does not wait for results. Processor time would
+        be more: waiting for an event is done by asking again and again.
+        """
         self.decode(batch, 8)
         for add in [self._add(16, steps + 8) for _ in range(batch)]:
             self.core.add(add)
@@ -199,13 +204,14 @@ class Engine:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities = [torch.profiler.ProfilerActivity.CUDA]
-        start, host, taken = time.perf_counter(), time.process_time(), 0
-        with torch.profiler.profile(activities=activities) as trace:
-            start, host = time.perf_counter(), time.thread_time()
+        taken = 0
+        with torch.profiler.profile(activities=activities) as trace, waits() as waited:
+            start = time.perf_counter()
             while self.core.has_work and taken < steps:
                 self.core.step()
                 taken += 1
-            wall, busy = time.perf_counter() - start, time.thread_time() - host
+            wall = time.perf_counter() - start
+            busy = wall - sum(waited)
         while self.core.has_work:
             self.core.step()
         found = {"step_ms": 1e3 * wall / taken, "host_ms": 1e3 * busy / taken}
@@ -221,8 +227,20 @@ class Engine:
         return offline.drive(self.core, adds)
 
 
-def determinism_switch() -> dict[str, dict[str, Any]] | None:
-    """Settings with which rows keep their bits, and without; None while there is one way only."""
-    if "deterministic" not in {field.name for field in fields(ModelConfig)}:
-        return None
-    return {"deterministic": {"deterministic": True}, "fast": {"deterministic": False}}
+@contextmanager
+def waits() -> Iterator[list[float]]:
+    """Seconds of each wait for a step's results."""
+    plain, seconds = Fetched.wait, list[float]()
+
+    def timed(fetched: Fetched) -> list[torch.Tensor]:
+        start = time.perf_counter()
+        try:
+            return plain(fetched)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    Fetched.wait = timed  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        Fetched.wait = plain  # type: ignore[method-assign]

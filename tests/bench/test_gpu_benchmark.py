@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_load
+from rosellm.roseinfer.runner.fetch import Fetched
 
 
 def measured(capsys: pytest.CaptureFixture[str], shapes: list[str], *others: str) -> gpu.Figures:
@@ -18,7 +21,7 @@ def measured(capsys: pytest.CaptureFixture[str], shapes: list[str], *others: str
         rows = found[shape]
         for name in ("batch 1", "batch 4", "prefill"):
             assert rows[name]["tokens_s"] > 0, said
-        assert rows["idle"]["step_ms"] > 0
+        assert 0 < rows["idle"]["host_ms"] <= rows["idle"]["step_ms"]
     return found
 
 
@@ -27,7 +30,29 @@ def test_sections_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     found = measured(capsys, ["qwen3-0.6b"], "nano-vllm", "determinism")
     assert found["qwen3-0.6b"]["transformers"] == {"skipped": "not now"}
     assert found["nano-vllm"]["output_tokens_s"] > 0
-    assert found["determinism"]
+    modes = [f"{mode}, batch {batch}" for mode in ("deterministic", "fast") for batch in (1, 4)]
+    assert list(found["determinism"]) == modes
+    assert min(found["determinism"].values()) > 0
+
+
+class SlowEvent:
+    """A device that takes its time."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        time.sleep(0.02)
+
+
+def test_waiting_for_the_device_is_told_apart() -> None:
+    plain = Fetched.wait
+    with gpu_load.waits() as waited:
+        for event in (SlowEvent, None):
+            [found] = Fetched([torch.arange(3)], event).wait()
+            assert found.tolist() == [0, 1, 2]
+    assert Fetched.wait is plain
+    assert waited[0] >= 0.02 > waited[1]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from rosellm import cli
 from tests.bench.fake_server import FakeServer, running
 from tests.commands.terminal import ROSELLM, Terminal, terminal
 from tests.e2e.conftest import Server, write_tokenizer
-from tests.models.test_encoder import BERT, write_bert
+from tests.models.encoders import BERT, write_bert
 
 CHAT = (*ROSELLM, "chat")
 PASTE = "\x1b[200~{}\x1b[201~"

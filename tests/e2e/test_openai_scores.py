@@ -13,7 +13,7 @@ import pytest
 from openai.types.chat import ChatCompletionTokenLogprob
 
 from tests.e2e.conftest import Server, write_tokenizer
-from tests.models.test_encoder import BERT, write_bert
+from tests.models.encoders import BERT, write_bert
 
 MESSAGES: Any = [{"role": "user", "content": "Tell me about the sérver."}]
 PROMPT = "def stop(self) -> int: # café"

@@ -16,7 +16,7 @@ from rosellm.roseinfer.messages import Output, Ready
 from rosellm.roseinfer.scheduling.deadlines import Deadlines
 from tests.engine.test_core import FACTS, Zeros, add
 from tests.scheduling.fake import Harness
-from tests.scheduling.test_scheduler import letters, running
+from tests.scheduling.readings import letters, running
 
 
 def engine(now: list[float], **config: Any) -> EngineCore:

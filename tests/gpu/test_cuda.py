@@ -10,7 +10,7 @@ import torch
 
 from rosellm.roseinfer.request import SamplingParams
 from tests.models.architectures import BASES, write_model
-from tests.models.test_encoder import BERT, embed, texts, write_bert
+from tests.models.encoders import BERT, embed, texts, write_bert
 from tests.models.test_moe import MIXTRAL, write_moe
 from tests.tiny_models import (
     Generated,

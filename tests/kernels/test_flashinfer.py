@@ -57,7 +57,7 @@ def test_a_step_is_planned_once_for_all_layers_of_a_group() -> None:
     q, cache = torch.cat(made.q), made.storage.layer(0)
     before = fake_flashinfer.Wrapper.plans
     for _ in range(2):
-        full, near = made.prepare(made.whole()), None
+        full = made.prepare(made.whole())
         made.window = 8
         near = made.prepare(made.whole())
         made.window = None

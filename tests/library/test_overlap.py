@@ -15,6 +15,12 @@ def told(llm: LLM, params: SamplingParams) -> list[tuple[Choice, ...]]:
     return [result.choices for result in llm.generate(PROMPTS, params)]
 
 
+def decided(llm: LLM) -> str:
+    """Whether steps are planned ahead, by the engine's own account."""
+    [value] = [each.value for each in llm.service.ready.decisions if each.name == "overlap"]
+    return value
+
+
 def test_overlapped_equals_plain(folder: Path, llm: LLM) -> None:
     whole = SamplingParams(max_tokens=40, seed=3, n=2)
     texts = [choice.text for choices in told(llm, whole) for choice in choices]
@@ -24,5 +30,6 @@ def test_overlapped_equals_plain(folder: Path, llm: LLM) -> None:
     ends = [choice.finish_reason for choices in plain[1] for choice in choices]
     assert "stop" in ends
     with LLM(folder, device="cpu", max_num_seqs=16, overlap="on") as ahead:
+        assert (decided(llm), decided(ahead)) == ("off", "on")
         assert [told(ahead, params) for params in (whole, stopping)] == plain
         idle(ahead)

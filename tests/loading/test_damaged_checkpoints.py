@@ -368,7 +368,6 @@ def test_more_than_the_memory_holds(kind: str, hidden: str, pristine: Path, tmp_
 FUZZ = settings(
     max_examples=examples(150),
     deadline=None,
-    derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

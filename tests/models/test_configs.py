@@ -185,7 +185,7 @@ def test_any_value(base: str) -> None:
     keys = [*BASES[base], "layer_types", "no_rope_layers", "rope_scaling", "rope_parameters"]
     values = {"rope_scaling": scalings, "rope_parameters": scalings}
 
-    @settings(max_examples=examples(60), deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples(60), deadline=None, database=None)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True))

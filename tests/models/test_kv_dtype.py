@@ -13,7 +13,7 @@ from rosellm.roseinfer.errors import ConfigError
 from rosellm.roseinfer.runner.model_runner import ModelRunner
 from rosellm.roseinfer.step import StepPlan, Work
 from tests.models.architectures import BASES, write_model
-from tests.models.test_encoder import BERT, write_bert
+from tests.models.encoders import BERT, write_bert
 from tests.tiny_models import all_logits, build, random_prompts, write_gpt2, write_llama
 
 KINDS = ["gpt2", "gemma2", "gemma3", "qwen3", "gpt_neox"]

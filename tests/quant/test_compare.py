@@ -16,7 +16,7 @@ from rosellm.roseinfer.engine.compare import compare, reference_of
 from rosellm.roseinfer.engine.passage import Passage
 from rosellm.roseinfer.errors import ConfigError
 from tests.e2e.conftest import write_tokenizer
-from tests.models.test_encoder import BERT, write_bert
+from tests.models.encoders import BERT, write_bert
 from tests.tiny_models import all_logits, build, engine_config, random_prompts, write_llama
 
 Show = pytest.CaptureFixture[str]

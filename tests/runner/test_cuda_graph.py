@@ -233,7 +233,6 @@ def test_hidden_states_are_without_padding(tmp_path: Path) -> None:
         assert isinstance(runner, ModelRunner)
         return [runner.hidden_states(plan) for _ in range(PATIENCE + 3)]
 
-    graphs = DecodeGraphs(FakeRecorder(), (4,), (1,), (core.facts.capacity_tokens,), 1 << 30)
     runner = core.runner
     assert isinstance(runner, ModelRunner)
     graphs = DecodeGraphs(FakeRecorder(), (4,), (1,), runner._storage.trash_blocks, 1 << 30)

@@ -18,7 +18,7 @@ from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.scheduling.chunks import LEAST_CHUNK, Chunks
 from rosellm.roseinfer.step import StepPlan
 from tests.scheduling.fake import Harness
-from tests.scheduling.test_scheduler import letters, running, tokens_by_request
+from tests.scheduling.readings import letters, running, tokens_by_request
 
 FIXED, EACH = 0.010, 0.0005
 

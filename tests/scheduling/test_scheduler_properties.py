@@ -23,7 +23,7 @@ from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.scheduling import chunks
 from tests.examples import examples
 from tests.scheduling.fake import END, Asked, Harness, alone
-from tests.scheduling.test_scheduler import letters as letters_of
+from tests.scheduling.readings import letters as letters_of
 
 LETTERS = st.one_of([st.lists(st.integers(0, 1), min_size=1, max_size=most) for most in (3, 6, 24)])
 WHICH = st.integers(0, 30)

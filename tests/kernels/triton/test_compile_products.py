@@ -11,10 +11,19 @@ from typing import Any
 
 import pytest
 
+from rosellm.roseinfer.kernels.triton import tiles
+
 pytest.importorskip("triton")
 
 SHARED = {80: 163 << 10, 90: 227 << 10}
 """Bytes that a program may have (CUDA C++ Programming Guide, technical specifications)."""
+
+TILES = {
+    "bf16": tiles.TILES,
+    "fp32": tiles.WIDE_TILES,
+    **{f"{form} bf16": tiles.PACKED_TILES for form in ("int8", "int4", "fp8")},
+}
+"""What a model may be computed by."""
 
 
 def compiled(cache: Path, which: str, *capabilities: int) -> list[dict[str, Any]]:
@@ -33,6 +42,7 @@ def compiled(cache: Path, which: str, *capabilities: int) -> list[dict[str, Any]
 def assert_sound(kernels: list[dict[str, Any]]) -> None:
     """Each became machine code, keeps its sums in registers, and multiplies by the one instruction
     that all tiles share: what a row's bits rest on."""
+    assert kernels
     for each in kernels:
         assert each["cubin"] > 0
         assert not each["spilled"], each
@@ -46,11 +56,20 @@ def assert_sound(kernels: list[dict[str, Any]]) -> None:
 
 
 def test_a_few_kernels(tmp_path):
-    assert_sound(compiled(tmp_path, "few", 90))
+    kernels = compiled(tmp_path, "few", 90)
+    assert [each["kernel"].split()[0] for each in kernels] == ["int4", "finish"]
+    assert_sound(kernels)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("capability", SHARED)
 def test_every_kernel(tmp_path, capability):
-    assert_sound(compiled(tmp_path, "every", capability))
+    kernels = compiled(tmp_path, "every", capability)
+    names = [each["kernel"] for each in kernels]
+    for words, shapes in TILES.items():
+        for tile in shapes:
+            assert any(f"{words} {tile.columns}x{tile.rows} " in name for name in names), words
+    assert "finish" in names
+    assert {each["capability"] for each in kernels} == {capability}
+    assert_sound(kernels)
