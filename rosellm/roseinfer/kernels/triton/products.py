@@ -112,7 +112,7 @@ class Products:
         data = weight.data
         if isinstance(data, PackedCodes):
             return data.numbers(ids)
-        return rows.lookup(ids, data, data.shape[1])
+        return rows.lookup(ids, data)
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         if not len(x):
@@ -186,7 +186,7 @@ def card_of(device: torch.device) -> Card:
         return Card(processors=4, shared=99 << 10)
     about = torch.cuda.get_device_properties(device)
     shared: int = getattr(about, "shared_memory_per_block_optin", about.shared_memory_per_block)
-    return Card(about.multi_processor_count, shared)
+    return Card(about.multi_processor_count, shared, wgmma=about.major == 9)
 
 
 def _shapes(dtype: torch.dtype, packed: bool) -> tuple[tuple[Tile, ...], int, int]:
@@ -267,7 +267,6 @@ def _settings(weight: Weight, tile: Tile, parts: Parts) -> dict[str, Any]:
         "BLOCK_N": tile.columns,
         "BLOCK_M": tile.rows,
         "GROUP": tile.group,
-        "PRECISION": "ieee",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         **EXACT,
