@@ -119,13 +119,19 @@ def choose(
         gated: whether there are two products, of which one is the other one's gate.
         step: bytes of a row or column in one step of the pipeline.
     """
-    sums = 2 if gated or parts > 1 else 1
-    fitted = (_fitted(tile, gated, step, card.shared) for tile in tiles if card.holds(tile, sums))
-    useful = [tile for tile in fitted if tile is not None and tile.rows < 2 * max(rows, 9)]
+    fitted = fitting(tiles, parts, gated, card, step)
+    useful = [tile for tile in fitted if tile.rows < 2 * max(rows, 9)]
     for tile in useful:
         if count(tile, rows, columns) * parts >= card.processors:
             return tile
     return next((tile for tile in useful if tile.rows <= 64), useful[-1])
+
+
+def fitting(tiles: Sequence[Tile], parts: int, gated: bool, card: Card, step: int) -> list[Tile]:
+    """All that a card can have for such a product, see ``choose``."""
+    sums = 2 if gated or parts > 1 else 1
+    fitted = (_fitted(tile, gated, step, card.shared) for tile in tiles if card.holds(tile, sums))
+    return [tile for tile in fitted if tile is not None]
 
 
 def count(tile: Tile, rows: int, columns: int) -> int:
