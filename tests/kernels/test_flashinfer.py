@@ -141,14 +141,27 @@ def test_reasons_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == "flashinfer is not installed (pip install flashinfer-python)"
 
 
+def test_a_trial_has_the_models_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
+    caps = []
+    plan = fake_flashinfer.Wrapper.plan
+
+    def noted(self: fake_flashinfer.Wrapper, *args: object, **options: object) -> None:
+        caps.append(options["logits_soft_cap"])
+        plan(self, *args, **options)
+
+    monkeypatch.setattr(fake_flashinfer.Wrapper, "plan", noted)
+    assert flashinfer._of_trial(CPU, BF16, 4, [group()], 50.0) is None
+    assert caps == [50.0]
+
+
 def test_a_trial_comes_before_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert flashinfer._of_trial(CPU, BF16, 4, [group()]) is None
+    assert flashinfer._of_trial(CPU, BF16, 4, [group()], None) is None
 
     def fails(*_: object) -> None:
         raise RuntimeError("no nvcc\nand more")
 
     monkeypatch.setattr(fake_flashinfer.Wrapper, "run", fails)
-    said = flashinfer._of_trial(CPU, BF16, 4, [group()])
+    said = flashinfer._of_trial(CPU, BF16, 4, [group()], None)
     assert said == "FlashInfer cannot run here (RuntimeError: no nvcc)"
     monkeypatch.setattr(fake_flashinfer.Wrapper, "run", lambda self, q, cache: q * 2)
-    assert "something wrong" in str(flashinfer._of_trial(CPU, BF16, 4, [group()]))
+    assert "something wrong" in str(flashinfer._of_trial(CPU, BF16, 4, [group()], None))

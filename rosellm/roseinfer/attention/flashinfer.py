@@ -175,6 +175,7 @@ def why_not(
     kv_dtype: torch.dtype,
     heads: int,
     groups: Sequence[KVGroup],
+    softcap: float | None = None,
 ) -> str | None:
     """The first reason against it, or None: then it has run once on the device."""
     if device.type != "cuda":
@@ -182,7 +183,7 @@ def why_not(
     return (
         _of_model(dtype, kv_dtype, groups)
         or _of_package()
-        or _of_trial(device, dtype, heads, groups)
+        or _of_trial(device, dtype, heads, groups, softcap)
     )
 
 
@@ -216,16 +217,21 @@ def _of_package() -> str | None:
 
 
 def _of_trial(
-    device: torch.device, dtype: torch.dtype, heads: int, groups: Sequence[KVGroup]
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    groups: Sequence[KVGroup],
+    softcap: float | None,
 ) -> str | None:
-    """FlashInfer compiles kernels when they are first needed. A token alone gets its own value."""
+    """FlashInfer compiles kernels when they are first needed, those with a softcap apart. A token
+    alone gets its own value."""
     try:
         for group in groups:
             backend = FlashInferAttention(1, device)
             key = torch.ones((1, group.kv_heads, group.head_dim), dtype=dtype, device=device)
             q = torch.ones((1, heads, group.head_dim), dtype=dtype, device=device)
             meta = backend.prepare([0], [1], [[0]], 0, group.window)
-            found = backend.run(q, KVTensor(key), KVTensor(key), 1.0, meta)
+            found = backend.run(q, KVTensor(key), KVTensor(key), 1.0, meta, softcap)
             if not torch.allclose(found, q):
                 return "FlashInfer's first call computed something wrong"
     except Exception as error:  # whatever it is, there is another way to compute

@@ -17,6 +17,13 @@ SPLIT = 512
 SPLIT_TILES = 4
 """A chunk of more query tiles than this keeps enough programs busy without splits."""
 
+ITEM = 8
+"""int32 numbers of an item: sequence, first batch row, its position, positions in the tile, end of
+the sequence, first split, split beyond the last, and place of what is to be merged, or -1."""
+
+MERGE = 4
+"""int32 numbers of a row to merge: batch row, place of its first part, distance, parts."""
+
 Table = np.ndarray
 
 
@@ -43,8 +50,8 @@ class TiledStep:
 
     Attributes:
         parts: rows of what splits come to.
-        items: [items, 8], see ``kernels.triton.attention``.
-        merges: [merges, 4], see there.
+        items: [items, ITEM].
+        merges: [merges, MERGE].
         tables: [sequences, width] block tables; only blocks that are seen are looked at.
         slots: [tokens] int64, where each token's key and value belong.
     """
@@ -101,8 +108,8 @@ def tile_step(
     packed = _tables(tables)
     return TiledStep(
         parts,
-        np.array(items, np.int32).reshape(-1, 8),
-        np.array(merges, np.int32).reshape(-1, 4),
+        np.array(items, np.int32).reshape(-1, ITEM),
+        np.array(merges, np.int32).reshape(-1, MERGE),
         packed,
         _slots(starts, lengths, packed, block_size),
     )

@@ -142,7 +142,6 @@ class TritonAttention:
             TILE=shape.tile,
             TILES=SPLIT // shape.tile,
             VALUE_TYPE=_value_type(q, values),
-            PRECISION="ieee",
             num_warps=shape.warps,
             num_stages=shape.stages,
             **EXACT,

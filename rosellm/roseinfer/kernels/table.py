@@ -1,7 +1,7 @@
 """Which implementation of the operations runs, and why.
 
-Models call operations through an ``Ops`` value that is handed to them, so that a
-faster set can take the reference's place without a model knowing.
+Models call operations through an ``Ops`` value that is handed to them, so that a faster set can
+take the reference's place without a model knowing.
 """
 
 from __future__ import annotations

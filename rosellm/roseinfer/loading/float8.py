@@ -66,25 +66,27 @@ def _block(config: Mapping[str, Any]) -> tuple[int, int] | None:
 def _numbers(
     name: str, codes: Tensor, scale: Tensor, block: tuple[int, int] | None, dtype: torch.dtype
 ) -> Tensor:
-    by_block = _by_block(name, codes, scale.float(), block)
+    scales, height = _by_row(name, codes, scale.float(), block)
     result = torch.empty(codes.shape, dtype=dtype)
     for start in range(0, len(codes), _ROWS):  # so that little fp32 is there at a time
         rows = slice(start, start + _ROWS)
-        result[rows] = codes[rows].float() * by_block[rows]
+        lines = torch.arange(start, min(start + _ROWS, len(codes))) // height
+        result[rows] = codes[rows].float() * scales[lines]
     return result
 
 
-def _by_block(name: str, codes: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:
-    """Scales such that they multiply codes [N, K]: [N, 1] or [N, K]."""
+def _by_row(
+    name: str, codes: Tensor, scale: Tensor, block: tuple[int, int] | None
+) -> tuple[Tensor, int]:
+    """Scales [lines, 1 or K] of codes [N, K], and how many rows share a line."""
     if codes.dim() != 2:
         raise ModelError(f"tensor {shown(name)}: expected a matrix in fp8")
     rows, columns = codes.shape
     if scale.numel() == 1:
-        return scale.reshape(1, 1).expand(rows, 1)
+        return scale.reshape(1, 1), max(rows, 1)
     if scale.numel() == rows and len(scale) == rows:
-        return scale.reshape(rows, 1)
+        return scale.reshape(rows, 1), 1
     if block is not None and tuple(scale.shape) == (-(-rows // block[0]), -(-columns // block[1])):
-        wide = scale.repeat_interleave(min(block[1], columns), dim=1)[:, :columns]
-        return wide.repeat_interleave(min(block[0], rows), dim=0)[:rows]
+        return scale.repeat_interleave(min(block[1], columns), dim=1)[:, :columns], block[0]
     found = f"{list(scale.shape)} scales for {list(codes.shape)} codes"
     raise ModelError(f"tensor {shown(name)}: {found}, and the config has no such blocks")

@@ -169,7 +169,9 @@ def resolve_attention(
         if device.type == "cuda":
             why += ", FlashInfer's is taken only where --attention asks for it"
         return own, Decision("attention", own.name, why)
-    reason = flashinfer.why_not(device, dtype, kv_dtype, spec.heads, spec.kv_groups)
+    reason = flashinfer.why_not(
+        device, dtype, kv_dtype, spec.heads, spec.kv_groups, spec.attention_softcap
+    )
     if reason is not None:
         raise ConfigError(f"--attention flashinfer: {reason}; use --attention auto")
     memory.empty_caches(device)  # of the trial

@@ -39,7 +39,6 @@ def shape(tile: tiles.Tile, *, parts: int, spread: bool, activation: str) -> dic
         "BLOCK_N": tile.columns,
         "BLOCK_M": tile.rows,
         "GROUP": tile.group,
-        "PRECISION": "ieee",
     }
 
 
@@ -91,11 +90,13 @@ def few() -> Iterator[Variant]:
     yield ending()
 
 
-def every() -> Iterator[Variant]:
+def every(capability: int) -> Iterator[Variant]:
+    """What that card may be given: a tile gets two accumulators only where it holds them."""
+    card = tiles.Card(100, 163 << 10, wgmma=capability == 90)
     yield ending()
     for tile in tiles.TILES:
         yield plain("bf16", tile, **WHOLE)
-        if tile.sums > 1:
+        if card.holds(tile, 2):
             yield plain("bf16", tile, **INNER)
             yield plain("bf16", tile, **GATED)
     yield plain("bf16", tiles.TILES[-1], even=False, **SPREAD)
@@ -106,8 +107,10 @@ def every() -> Iterator[Variant]:
     for form in SCALES:
         for tile in tiles.PACKED_TILES:
             yield packed(form, "bf16", tile, **WHOLE)
-        yield packed(form, "bf16", tiles.PACKED_TILES[0], **INNER)
-        yield packed(form, "bf16", tiles.PACKED_TILES[1], **GATED)
+        largest = [tile for tile in tiles.PACKED_TILES if card.holds(tile, 2)][:2]
+        for tile in largest:
+            yield packed(form, "bf16", tile, **INNER)
+            yield packed(form, "bf16", tile, **GATED)
         yield packed(form, "fp16", tiles.PACKED_TILES[-1], even=False, **SPREAD)
         yield packed(form, "fp32", tiles.WIDE_TILES[-1], **WHOLE)
 
@@ -150,7 +153,6 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    variants = list(few() if sys.argv[1] == "few" else every())
     for capability in map(int, sys.argv[2:]):
-        for each in variants:
+        for each in few() if sys.argv[1] == "few" else every(capability):
             print(json.dumps(about(each, capability)), flush=True)

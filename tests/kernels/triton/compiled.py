@@ -87,7 +87,7 @@ def each_row(dtype: torch.dtype, width: int) -> None:
     rows.sum_norm(x, x, weight, weight, 1e-6)
     for kind in ("silu_mul", "gelu_tanh_mul", "gelu_erf", "gelu_tanh"):
         rows.activate(x, kind)
-    rows.lookup(torch.zeros(3, dtype=torch.int64), x, width)
+    rows.lookup(torch.zeros(3, dtype=torch.int64), x)
 
 
 def tokens(vocab: int) -> None:
@@ -149,7 +149,7 @@ def main(capability: int) -> None:
         case()
         for kernel, made in found:
             about = {"case": name, "kernel": kernel.fn.__name__, "shared": made.metadata.shared}
-            about |= {"warps": made.metadata.num_warps, "fused": "fma.rn" in made.asm["ptx"]}
+            about |= {"warps": made.metadata.num_warps, "fused": "fma.rn.f32" in made.asm["ptx"]}
             print(json.dumps(about | used(made)), flush=True)
 
 

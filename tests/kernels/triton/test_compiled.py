@@ -20,7 +20,7 @@ ROOM = ROOT / "rosellm/roseinfer/kernels/triton"
 FILES = ("attention", "heads", "logprobs", "rows", "sampling")
 SHARED = {80: 163 << 10, 90: 227 << 10}
 """Bytes of shared memory that a program may have."""
-SPILLED = 64
+SPILLED = 96
 """Bytes of a thread's registers that may go to memory in attention in 16 bits."""
 
 
@@ -48,7 +48,7 @@ def test_every_kernel_is_compiled_and_fits(compiled: Any) -> None:
 
 @pytest.mark.timeout(1200)
 def test_sums_and_products_are_not_contracted(compiled: Any) -> None:
-    """But for products of matrices in fp32, and within a library's function."""
+    """In fp32, but for products of matrices, and within a library's function."""
     for each in compiled[1]:
         meant = each["kernel"] == "attention_kernel" and "float32" in each["case"]
         meant = meant or each["case"] == "attend encoder" or each["kernel"] == "activation_kernel"

@@ -133,6 +133,25 @@ def test_spread_parts_are_summed_as_one_program_does(name, short_parts):
     assert torch.equal(one.linear(x, weight), several.linear(x, weight))
 
 
+@pytest.mark.parametrize("name", [None, "int4"])
+def test_all_tiles_are_tried(name, short_parts, monkeypatch):
+    weight, _ = pair(64, 256, FORMS[name], torch.float32)
+    x = values(2, 256)
+    products = Products(CPU, card=CARD)
+    assert products._tiles_agree(x, weight)
+    tried = []
+    compute = Products._compute
+
+    def wrong_where_spread(self, x, weight, tile, parts):
+        tried.append((tile.rows, parts.spread))
+        found = compute(self, x, weight, tile, parts)
+        return found + 1 if parts.spread and len(tried) > 3 else found
+
+    monkeypatch.setattr(Products, "_compute", wrong_where_spread)
+    assert not products._tiles_agree(x, weight)
+    assert {spread for _, spread in tried} == {False, True}
+
+
 def test_parts_depend_on_the_weight_alone_and_cover_it():
     for columns in (64, 1024, 4096, 151936):
         for k in (1, 64, 1000, 1024, 4096, 14336, 14337):

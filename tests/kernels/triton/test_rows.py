@@ -70,7 +70,7 @@ def test_activations(dtype: torch.dtype, kind: Activation) -> None:
 def test_a_lookup() -> None:
     table = values(7, 48, dtype=torch.bfloat16)
     ids = torch.tensor([6, 0, 6, 3])
-    assert torch.equal(rows.lookup(ids, table, 37), table[ids, :37])
+    assert torch.equal(rows.lookup(ids, table[:, :37]), table[ids, :37])
 
 
 SHAPES = [(4, 2, 16), (3, 1, 10), (5, 5, 20)]

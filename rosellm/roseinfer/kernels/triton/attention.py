@@ -25,13 +25,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ITEM = 8
-"""int32 numbers of an item: sequence, first batch row, its position, positions in the tile, end of
-the sequence, first split, split beyond the last, and place of what is to be merged, or -1."""
+from rosellm.roseinfer.attention.tiles import ITEM, MERGE
 
-MERGE = 4
-"""int32 numbers of a row to merge: batch row, place of its first part, distance, parts."""
-
+_ITEM = tl.constexpr(ITEM)
+_MERGE = tl.constexpr(MERGE)
 _LOWEST = tl.constexpr(-3.0e38)
 
 
@@ -87,11 +84,10 @@ def attention_kernel(
     TILE: tl.constexpr,
     TILES: tl.constexpr,
     VALUE_TYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Grid: items, KV heads * GROUP_BLOCKS. q, out [T, KV_HEADS * GROUP, DIM]; ``scale`` and
     ``softcap`` are those of scores in powers of two."""
-    item = items + tl.program_id(0) * 8
+    item = items + tl.program_id(0) * _ITEM
     count = tl.load(item + 3)
     if count == 0:  # padding
         return
@@ -149,7 +145,7 @@ def attention_kernel(
                 mask=real[:, None] & inside[None, :],
                 other=0.0,
             )
-            scores = tl.dot(query, _operand(k, query.dtype), input_precision=PRECISION) * scale
+            scores = tl.dot(query, _operand(k, query.dtype), input_precision="ieee") * scale
             if key_scales is not None:
                 scores *= tl.load(key_scales + at, mask=inside, other=0.0)[None, :]
             if SOFTCAP:  # softcap * tanh(scores / softcap), which 1 - 2 / (e^2x + 1) is
@@ -173,9 +169,7 @@ def attention_kernel(
                 other=0.0,
             )
             o = o * decay[:, None]
-            o = tl.dot(
-                weights.to(VALUE_TYPE), _operand(v, VALUE_TYPE), o, input_precision=PRECISION
-            )
+            o = tl.dot(weights.to(VALUE_TYPE), _operand(v, VALUE_TYPE), o, input_precision="ieee")
             m = higher
         maximum, total, output = _merged(maximum, total, output, m, s, o, True)
 
@@ -201,7 +195,7 @@ def merge_kernel(
     DIM_PADDED: tl.constexpr,
 ):
     """Grid: rows to merge, heads. Splits in the order of their positions."""
-    merge = merges + tl.program_id(0) * 4
+    merge = merges + tl.program_id(0) * _MERGE
     count = tl.load(merge + 3)
     if count == 0:  # padding
         return

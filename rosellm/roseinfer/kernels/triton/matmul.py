@@ -109,7 +109,6 @@ def sum_of(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """The chain from ``begin`` to ``end``: [BLOCK_N, BLOCK_M]."""
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -121,7 +120,7 @@ def sum_of(
         else:
             w = tl.load(w_rows[:, None] + ks[None, :], mask=(ks < k)[None, :], other=0.0)
             x = tl.load(x_rows[None, :] + ks[:, None], mask=(ks < k)[:, None], other=0.0)
-        sums = tl.dot(w, x, sums, input_precision=PRECISION)
+        sums = tl.dot(w, x, sums, input_precision="ieee")
     return sums
 
 
@@ -135,7 +134,6 @@ def sum_of_two(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Two chains over all of K, of the rows of a gate and of what it is multiplied with."""
     first = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -150,8 +148,8 @@ def sum_of_two(
             w = tl.load(w_rows[:, None] + ks[None, :], mask=(ks < k)[None, :], other=0.0)
             v = tl.load(v_rows[:, None] + ks[None, :], mask=(ks < k)[None, :], other=0.0)
             x = tl.load(x_rows[None, :] + ks[:, None], mask=(ks < k)[:, None], other=0.0)
-        first = tl.dot(w, x, first, input_precision=PRECISION)
-        second = tl.dot(v, x, second, input_precision=PRECISION)
+        first = tl.dot(w, x, first, input_precision="ieee")
+        second = tl.dot(v, x, second, input_precision="ieee")
     return first, second
 
 
@@ -177,7 +175,6 @@ def product(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """out [m, n] = x [m, k] times w [n, k] transposed, plus bias; or an activation of that.
 
@@ -192,24 +189,20 @@ def product(
     w_rows = w + (columns % n).to(tl.int64) * k
     if GATED:
         v_rows = w_rows + n.to(tl.int64) * k
-        first, second = sum_of_two(
-            x_rows, w_rows, v_rows, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, PRECISION
-        )
+        first, second = sum_of_two(x_rows, w_rows, v_rows, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN)
         keep(out, first, second, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)
     else:
         part = tl.program_id(1)  # 0 where parts are not spread
         begin = part * part_size
         end = tl.minimum(begin + part_size, k)
-        sums = sum_of(x_rows, w_rows, begin, end, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, PRECISION)
+        sums = sum_of(x_rows, w_rows, begin, end, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN)
         if SPREAD:
             keep_part(partials, sums, part, columns, rows, m, n)
         else:
             for later in range(1, PARTS):
                 begin = later * part_size
                 end = tl.minimum(begin + part_size, k)
-                sums += sum_of(
-                    x_rows, w_rows, begin, end, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN, PRECISION
-                )
+                sums += sum_of(x_rows, w_rows, begin, end, k, BLOCK_N, BLOCK_M, BLOCK_K, EVEN)
             keep(out, sums, sums, bias, columns, rows, m, n, HAS_BIAS, ACTIVATION, GATED)
 
 

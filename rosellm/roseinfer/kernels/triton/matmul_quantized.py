@@ -110,7 +110,6 @@ def two_halves(
     GROUP_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """``sums`` plus the products of 128 columns from ``at``, 64 after 64."""
     TYPE: tl.constexpr = x_rows.dtype.element_ty
@@ -139,7 +138,7 @@ def two_halves(
             x = tl.load(x_rows[None, :] + ks[:, None])
         else:
             x = tl.load(x_rows[None, :] + ks[:, None], mask=(ks < k)[:, None], other=0.0)
-        sums = tl.dot(w, x, sums, input_precision=PRECISION)
+        sums = tl.dot(w, x, sums, input_precision="ieee")
     return sums
 
 
@@ -159,7 +158,6 @@ def packed_sum_of(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """The chain from ``begin`` to ``end``: [BLOCK_N, BLOCK_M]."""
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -178,7 +176,6 @@ def packed_sum_of(
             GROUP_SIZE,
             BLOCK_N,
             EVEN,
-            PRECISION,
         )
     return sums
 
@@ -210,7 +207,6 @@ def packed_product(
     BLOCK_M: tl.constexpr,
     GROUP: tl.constexpr,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """See ``matmul.product``.
 
@@ -242,7 +238,6 @@ def packed_product(
                 GROUP_SIZE,
                 BLOCK_N,
                 EVEN,
-                PRECISION,
             )
             second = two_halves(
                 second,
@@ -258,7 +253,6 @@ def packed_product(
                 GROUP_SIZE,
                 BLOCK_N,
                 EVEN,
-                PRECISION,
             )
         if KIND == "fp8":
             first *= tl.load(scales + columns)[:, None]
@@ -283,7 +277,6 @@ def packed_product(
             BLOCK_N,
             BLOCK_M,
             EVEN,
-            PRECISION,
         )
         if SPREAD:
             keep_part(partials, sums, part, columns, rows, m, n)
@@ -306,7 +299,6 @@ def packed_product(
                     BLOCK_N,
                     BLOCK_M,
                     EVEN,
-                    PRECISION,
                 )
             if KIND == "fp8":
                 sums *= tl.load(scales + columns)[:, None]

@@ -8,7 +8,7 @@ know theirs. Given tensors it runs at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch import Tensor
 from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.kernels import reference
-from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.trace import (
     Attend,
     Ids,
@@ -28,43 +27,12 @@ from rosellm.roseinfer.kernels.trace import (
 )
 from rosellm.roseinfer.kernels.triton import heads as head_kernels
 from rosellm.roseinfer.kernels.triton import rows
+from rosellm.roseinfer.kernels.triton.products import Products
 from rosellm.roseinfer.kernels.triton.program import Program
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
-from rosellm.roseinfer.quant.formats import Format
-from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from rosellm.roseinfer.models.skeleton import Model
-
-
-class Products(Protocol):
-    """Matrix products; signatures are those of ``table.Ops``."""
-
-    identity: str
-
-    def pack_linear(
-        self, weight: Tensor, bias: Tensor | None, activation: Activation | None
-    ) -> Any: ...
-
-    def pack_quantized(
-        self,
-        weight: QuantizedTensor,
-        bias: Tensor | None,
-        activation: Activation | None,
-        dtype: torch.dtype,
-    ) -> Any: ...
-
-    def linear(self, x: Tensor, weight: Any) -> Tensor: ...
-
-    def embedding(self, ids: Tensor, weight: Any) -> Tensor: ...
-
-    def held_bytes(
-        self,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        form: Format | None,
-        activation: Activation | None,
-    ) -> int: ...
 
 
 class TritonOps:

@@ -22,11 +22,12 @@ from rosellm.roseinfer.kernels.triton.packing import PackedCodes, pack, packed_b
 from rosellm.roseinfer.kernels.triton.support import FLOAT8_CAPABILITY
 from rosellm.roseinfer.kernels.triton.tiles import Card, Tile
 from rosellm.roseinfer.quant.formats import Format
+from rosellm.roseinfer.quant.scales import quantize
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
 _FINISH_BLOCK = 512
 _FLOAT8_MULTIPLE = 16
-_TRIED_ROWS = (1, 20, 40, 100, 200, 300)
+_TRIED_ROWS = 300
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Products:
     ) -> None:
         self.identity = "invariant in Triton" if deterministic else "cuBLAS where it has them"
         self._deterministic = deterministic
+        self._format: Format | None = None
         self._card = card or card_of(device)
         self._float8 = device.type == "cuda" and (
             torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
@@ -95,6 +97,7 @@ class Products:
         activation: Activation | None,
         dtype: torch.dtype,
     ) -> Weight:
+        self._format = weight.format
         return Weight(pack(weight, dtype), _wide(bias), activation)
 
     def held_bytes(
@@ -112,7 +115,7 @@ class Products:
         data = weight.data
         if isinstance(data, PackedCodes):
             return data.numbers(ids)
-        return rows.lookup(ids, data, data.shape[1])
+        return rows.lookup(ids, data)
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         if not len(x):
@@ -125,17 +128,34 @@ class Products:
         return self._by_kernel(x, weight)
 
     def agree(self, dtype: torch.dtype, device: torch.device) -> bool:
-        """Try on this card whether tiles of all heights, and parts of K summed by one program or by
-        several, give a row the same bits. Triton's interpreter takes too long for that."""
+        """Try on this card whether all tiles, and parts of K summed by one program or by several,
+        give a row the same bits: of a plain weight, of one in the format that was packed last, and
+        of a gate. Triton's interpreter takes too long for that."""
         if device.type != "cuda":
             return True
-        most = max(_TRIED_ROWS)
+        most = _TRIED_ROWS
         k = 2048
         values = torch.arange(most * k, device=device, dtype=torch.float32)
         x = (values * 0.37).sin().view(most, k).to(dtype)
-        weight = Weight((values * 0.73).cos().view(most, k).to(dtype), None, None)
-        whole = self.linear(x, weight)
-        return all(torch.equal(self.linear(x[:few], weight), whole[:few]) for few in _TRIED_ROWS)
+        wide = (values * 0.73).cos().view(most, k)
+        tried = [Weight(wide.to(dtype), None, each) for each in (None, "silu_mul")]
+        if self._format is not None:
+            few = quantize(wide, self._format, search=False)
+            tried.append(self.pack_quantized(few, None, None, dtype))
+        return all(self._tiles_agree(x, weight) for weight in tried)
+
+    def _tiles_agree(self, x: Tensor, weight: Weight) -> bool:
+        """Whether all rows, and the first one alone, are the same by whatever may compute them."""
+        shapes, block_k, step = _shapes(x.dtype, isinstance(weight.data, PackedCodes))
+        count, size = self._cut(weight, x.shape[1], block_k)
+        whole = self._by_kernel(x, weight)
+        for tile in tiles.fitting(shapes, count, weight.gated, self._card, step):
+            for spread in (False, True) if count > 1 else (False,):
+                for few in (len(x), 1):
+                    found = self._compute(x[:few], weight, tile, Parts(count, size, spread))
+                    if not torch.equal(found, whole[:few]):
+                        return False
+        return True
 
     def _by_library(self, x: Tensor, weight: Weight) -> Tensor | None:
         """The product before its activation, if a library does it."""
@@ -156,19 +176,26 @@ class Products:
         packed = isinstance(weight.data, PackedCodes)
         shapes, block_k, step = _shapes(x.dtype, packed)
         (m, k), n = x.shape, weight.out_features
-        count, size = (1, max(k, 1)) if weight.gated else self._parts(n, k, block_k)
+        count, size = self._cut(weight, k, block_k)
         tile = tiles.choose(shapes, m, n, count, weight.gated, self._card, step)
         spread = count > 1 and tiles.count(tile, m, n) < self._card.processors
+        return self._compute(x, weight, tile, Parts(count, size, spread))
+
+    def _compute(self, x: Tensor, weight: Weight, tile: Tile, parts: Parts) -> Tensor:
+        m, n = len(x), weight.out_features
         out = x.new_empty(m, n)
-        sums = x.new_empty((count, m, n), dtype=torch.float32) if spread else out
-        run = _packed_product if packed else _plain_product
-        run(x, weight, out, sums, tile, Parts(count, size, spread))
-        if spread:
-            _finish(weight, out, sums, count)
+        sums = x.new_empty((parts.count, m, n), dtype=torch.float32) if parts.spread else out
+        run = _packed_product if isinstance(weight.data, PackedCodes) else _plain_product
+        run(x, weight, out, sums, tile, parts)
+        if parts.spread:
+            _finish(weight, out, sums, parts.count)
         return out
 
-    def _parts(self, n: int, k: int, block_k: int) -> tuple[int, int]:
-        return tiles.parts(n, k, block_k, self._card.processors)
+    def _cut(self, weight: Weight, k: int, block_k: int) -> tuple[int, int]:
+        """How many parts K has, and how long each is."""
+        if weight.gated:
+            return 1, max(k, 1)
+        return tiles.parts(weight.out_features, k, block_k, self._card.processors)
 
 
 @dataclass(frozen=True)
@@ -186,7 +213,7 @@ def card_of(device: torch.device) -> Card:
         return Card(processors=4, shared=99 << 10)
     about = torch.cuda.get_device_properties(device)
     shared: int = getattr(about, "shared_memory_per_block_optin", about.shared_memory_per_block)
-    return Card(about.multi_processor_count, shared)
+    return Card(about.multi_processor_count, shared, wgmma=about.major == 9)
 
 
 def _shapes(dtype: torch.dtype, packed: bool) -> tuple[tuple[Tile, ...], int, int]:
@@ -267,7 +294,6 @@ def _settings(weight: Weight, tile: Tile, parts: Parts) -> dict[str, Any]:
         "BLOCK_N": tile.columns,
         "BLOCK_M": tile.rows,
         "GROUP": tile.group,
-        "PRECISION": "ieee",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         **EXACT,

@@ -15,7 +15,7 @@ from rosellm.roseinfer.kernels.trace import Norm, Operation, last_uses
 from rosellm.roseinfer.kernels.triton import rows
 
 if TYPE_CHECKING:
-    from rosellm.roseinfer.kernels.triton.ops import Products
+    from rosellm.roseinfer.kernels.triton.products import Products
 
 Attention = Callable[[Tensor, Heads, HeadNorms | None, Step], Tensor]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.triton.launch import EXACT, launch
+from rosellm.roseinfer.kernels.triton.matmul import activated
 
 _COLUMNS = 1024
 """In one program of an elementwise kernel."""
@@ -65,15 +66,10 @@ def activation_kernel(x, out, width, KIND: tl.constexpr, COLUMNS: tl.constexpr):
     real = column < width
     at = x + row * (2 * width if gated else width) + column
     wide = tl.load(at, mask=real, other=0.0).to(tl.float32)
-    if KIND == "silu_mul":
-        result = wide / (1.0 + tl.exp(-wide))
-    elif KIND == "gelu_erf":
-        result = wide * 0.5 * (1.0 + tl.erf(wide * 0.7071067811865476))
-    else:  # (1 + tanh(y)) / 2 is 1 / (1 + exp(-2y))
-        inner = 0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)
-        result = wide / (1.0 + tl.exp(-2.0 * inner))
+    second = wide
     if gated:
-        result *= tl.load(at + width, mask=real, other=0.0).to(tl.float32)
+        second = tl.load(at + width, mask=real, other=0.0).to(tl.float32)
+    result = activated(wide, second, KIND)
     tl.store(out + row * width + column, result.to(out.dtype.element_ty), mask=real)
 
 
@@ -134,8 +130,9 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
     return out
 
 
-def lookup(ids: Tensor, table: Tensor, width: int) -> Tensor:
-    """The first ``width`` columns of rows of a table [n, at least width]: [T, width]."""
+def lookup(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table [n, width]: [T, width]."""
+    width = table.shape[1]
     out = table.new_empty(len(ids), width)
     grid = (len(ids), -(-width // _COLUMNS))
     launch(lookup_kernel, grid, ids, table, out, table.stride(0), width, COLUMNS=_COLUMNS)

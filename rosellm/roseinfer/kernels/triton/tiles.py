@@ -22,6 +22,7 @@ class Tile:
         warps, stages: of the program, and of its pipeline.
         group: tiles of the weight that stay in the L2 cache while rows go by.
         sums: accumulators for which registers suffice.
+        narrow_sums: the same on a card without wgmma, which has the weight in registers, too.
     """
 
     columns: int
@@ -30,13 +31,14 @@ class Tile:
     stages: int
     group: int = 8
     sums: int = 2
+    narrow_sums: int = 2
 
 
 BLOCK_K = 64
 """Columns of K in a step of plain weights, for every tile alike."""
 
 TILES = (
-    Tile(128, 256, warps=8, stages=3, sums=1),
+    Tile(128, 256, warps=8, stages=3, sums=1, narrow_sums=1),
     Tile(128, 128, warps=8, stages=3),
     Tile(64, 128, warps=4, stages=4),
     Tile(64, 64, warps=4, stages=4),
@@ -57,8 +59,8 @@ PACKED_BLOCK_K = 128
 """Columns of K in a step of quantised weights, for every tile alike."""
 
 PACKED_TILES = (
-    Tile(128, 128, warps=8, stages=2),
-    Tile(64, 128, warps=4, stages=3),
+    Tile(128, 128, warps=8, stages=2, narrow_sums=1),
+    Tile(64, 128, warps=4, stages=3, sums=1, narrow_sums=1),
     Tile(64, 64, warps=4, stages=3),
     Tile(64, 32, warps=4, stages=4),
     Tile(64, 16, warps=4, stages=4),
@@ -73,10 +75,16 @@ class Card:
     Attributes:
         processors: multiprocessors.
         shared: bytes of shared memory that a program may have.
+        wgmma: whether it multiplies by Hopper's instruction.
     """
 
     processors: int
     shared: int
+    wgmma: bool = True
+
+    def holds(self, tile: Tile, sums: int) -> bool:
+        """Whether a thread's registers suffice for so many accumulators."""
+        return sums <= (tile.sums if self.wgmma else tile.narrow_sums)
 
 
 def parts(columns: int, k: int, block_k: int, processors: int) -> tuple[int, int]:
@@ -111,13 +119,19 @@ def choose(
         gated: whether there are two products, of which one is the other one's gate.
         step: bytes of a row or column in one step of the pipeline.
     """
-    sums = 2 if gated or parts > 1 else 1
-    fitted = (_fitted(tile, gated, step, card.shared) for tile in tiles if tile.sums >= sums)
-    useful = [tile for tile in fitted if tile is not None and tile.rows < 2 * max(rows, 9)]
+    fitted = fitting(tiles, parts, gated, card, step)
+    useful = [tile for tile in fitted if tile.rows < 2 * max(rows, 9)]
     for tile in useful:
         if count(tile, rows, columns) * parts >= card.processors:
             return tile
     return next((tile for tile in useful if tile.rows <= 64), useful[-1])
+
+
+def fitting(tiles: Sequence[Tile], parts: int, gated: bool, card: Card, step: int) -> list[Tile]:
+    """All that a card can have for such a product, see ``choose``."""
+    sums = 2 if gated or parts > 1 else 1
+    fitted = (_fitted(tile, gated, step, card.shared) for tile in tiles if card.holds(tile, sums))
+    return [tile for tile in fitted if tile is not None]
 
 
 def count(tile: Tile, rows: int, columns: int) -> int:
