@@ -45,6 +45,7 @@ VLLM = [
     "request_params_max_tokens_sum",
     "request_max_num_generation_tokens_sum",
     "iteration_tokens_total_sum",
+    "spec_decode_num_drafts_total",
     "spec_decode_num_draft_tokens_total",
     "spec_decode_num_accepted_tokens_total",
     "request_success_total stop",
