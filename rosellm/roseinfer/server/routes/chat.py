@@ -33,7 +33,7 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     service.check_model(body.model)
     service.check_generates()
     service.check_choices(1, body.choices)
-    job = await _job(body, service, call.timeline)
+    job = await service.in_time(_job(body, service, call.timeline), call, body.timeout)
     tally = Tally.of([job])
     answer = await service.answer([job], call, body.timeout)
     head = service.head("chatcmpl", body, call)

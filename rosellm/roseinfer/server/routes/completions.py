@@ -31,7 +31,7 @@ async def create_completion(body: CompletionRequest, service: Served, call: Call
     service.check_model(body.model)
     service.check_generates()
     service.check_choices(len(body.prompts), body.made)
-    jobs = await _jobs(body, service, call.timeline)
+    jobs = await service.in_time(_jobs(body, service, call.timeline), call, body.timeout)
     tally = Tally.of(jobs)
     answer = await service.answer(jobs, call, body.timeout)
     head = service.head("cmpl", body, call)
