@@ -11,6 +11,7 @@ import pytest
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server import grammars
+from rosellm.roseinfer.server.grammar_messages import Check, Verdict
 from rosellm.roseinfer.server.grammars import Grammars
 from rosellm.roseinfer.text.grammar_source import (
     Choice,
@@ -215,3 +216,23 @@ def test_the_event_loop_does_not_wait_for_a_check() -> None:
         return longest
 
     assert asyncio.run(test()) < 1.0
+
+
+def test_what_is_asked_for_often_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+
+    async def judge(check: Check) -> Verdict:
+        judged.append(check.text)
+        return Verdict(check.text)
+
+    async def test() -> None:
+        checker = Grammars(ByteTokenizer(), 300)
+        monkeypatch.setattr(checker, "_judged", judge)
+        monkeypatch.setattr(grammars, "_KEPT", 4)
+        for number in range(20):
+            await checker.checked(Regex(f"other {number}"), "field")
+            await checker.checked(Regex("often"), "field")
+
+    asyncio.run(test())
+    assert judged.count(grammar_text(Regex("often"))) == 1
+    assert len(judged) == 21

@@ -7,6 +7,7 @@ from typing import Any
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.grammars import Grammars, read_source
+from rosellm.roseinfer.server.off_loop import off_loop, weight
 from rosellm.roseinfer.server.schemas.structured import Form
 from rosellm.roseinfer.server.schemas.tools import FunctionDefinition
 from rosellm.roseinfer.server.tools import NO_PARAMETERS, ToolUse
@@ -32,16 +33,20 @@ async def answer_grammar(
     if use is not None and use.enforced:
         for index, tool in use.callable:
             await grammars.checked(object_schema(schema_of(tool, index)), place_of(index))
+    size = 0 if use is None else weight(*(tool.parameters for _, tool in use.callable))
     if use is not None and use.enforced and (use.must or form is None):
         param = "tool_choice" if use.must else "tools"
-        return await grammars.checked(enforced_calls(use, format, grammars.tokenizer), param)
+        calls = await off_loop(size, lambda: enforced_calls(use, format, grammars.tokenizer))
+        return await grammars.checked(calls, param)
     if form is None:
         return ""
-    source, param = read_source(*form), form[1]
+    asked, param = form
+    size += weight(*vars(asked).values())
+    source = await off_loop(size, lambda: read_source(asked, param))
     text = await grammars.checked(source, param)
     tools = [] if use is None else _beside_a_form(use, format)
     special = special_markers(format, grammars.tokenizer)
-    whole = form_grammar(format, source, special, tools)
+    whole = await off_loop(size, lambda: form_grammar(format, source, special, tools))
     return text if whole is source else await grammars.checked(whole, param)
 
 
