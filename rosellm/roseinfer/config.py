@@ -166,8 +166,8 @@ class SchedulerConfig:
     itl_target_ms: float | None = option(
         None,
         "milliseconds between a stream's tokens that other prompts, taken in chunks, are not to"
-        " exceed; default: none within a tenant, and the prompts of one tenant stretch the streams"
-        " of others by half at most",
+        " exceed; default: none within a tenant, and one that asks for much makes the steps of"
+        " tenants that ask for little twice as long at most",
         least=1,
     )
     fair_output_weight: float = option(

@@ -32,10 +32,12 @@ from rosellm.roseinfer.scheduling.ahead import Ahead
 from rosellm.roseinfer.scheduling.arrivals import Arrivals
 from rosellm.roseinfer.scheduling.chunks import Chunks
 from rosellm.roseinfer.scheduling.deadlines import Deadlines
+from rosellm.roseinfer.scheduling.decoding import Decoding
 from rosellm.roseinfer.scheduling.drafting import add_drafts
 from rosellm.roseinfer.scheduling.fairness import Queue
 from rosellm.roseinfer.scheduling.intake import Intake
 from rosellm.roseinfer.scheduling.limits import Limits
+from rosellm.roseinfer.scheduling.neighbours import Neighbours
 from rosellm.roseinfer.scheduling.preemption import Preemption
 from rosellm.roseinfer.scheduling.roster import Roster
 from rosellm.roseinfer.scheduling.sketch import Sketch
@@ -75,11 +77,15 @@ class Scheduler:
         self._clock = clock
         self._arrivals = Arrivals(cache, limits, clock, ageing=ageing, lookup=lookup)
         self._deadlines = Deadlines()
-        self._chunks = Chunks(itl_target)
+        decoding = Decoding()
+        self._chunks = Chunks(itl_target, decoding)
         self._stopwatch = Stopwatch(clock)
         self._preemption = Preemption(self.roster, cache, clock)
         admission = Admission(self.roster, cache, limits, self._preemption, clock)
-        self._turns = Turns(self.roster, limits, self._chunks, self._preemption, admission)
+        neighbours = Neighbours(self.roster.queue, decoding)
+        self._turns = Turns(
+            self.roster, limits, self._chunks, self._preemption, admission, neighbours
+        )
         self._intake = Intake(self.roster, cache, clock)
         self._ahead = Ahead()
         self._blocked = False
