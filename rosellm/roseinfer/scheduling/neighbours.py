@@ -6,7 +6,7 @@ take ``STREAMS_SHARE`` of the time that those of the others take alone, and one 
 what ``chunks.py`` leaves to prompts, a step becomes about twice as long.
 
 Where streams are nearly free, as on a GPU that has too few of them, that bounds nothing; nor are
-tenants bounded by those that ask for more than half as much.
+tenants bounded by those that ask for more than a quarter as much.
 """
 
 from __future__ import annotations
