@@ -9,7 +9,7 @@ Three limits:
 * a target for the time between tokens, if there is one. Until steps are measured the chunks are
   small then, and none is more than twice as large as one that was;
 * without a target, where one tenant's prompts are computed beside another's streams: a step may
-  become ``STRETCH`` times as long as the streams of those that ask for little would take alone
+  become ``stretch`` times as long as the streams of those that ask for little would take alone
   (``neighbours.py``); if all ask for much, longer by ``NEIGHBOURS_SHARE``;
 * without a target, within a tenant: prompts come first, but make a step no longer than by
   ``PROMPTS_S``. A GPU computes thousands of tokens in that time, so this is for CPUs, where a chunk
@@ -27,14 +27,13 @@ LEAST_CHUNK = 16
 streams take alone: no slowness may keep prompts out."""
 LEAST_SPARING = 2
 """The same where it is known how streams can be spared; of single tokens nothing is learned."""
-STRETCH = 2.0
 NEIGHBOURS_SHARE = 0.5
 PROMPTS_S = 0.25
-MARGIN, LEAST_MARGIN = 0.9, 0.1
+MARGIN, LEAST_MARGIN = 0.8, 0.1
 """The part of what the target leaves that is planned for: what is predicted is not what happens."""
-_CLOSER, _FURTHER = 1.001, 0.9
+_CLOSER, _FURTHER = 1.0005, 0.9
 """What a step within the target does to the margin, and one beyond it: in balance about one step in
-a hundred is beyond."""
+two hundred is beyond, and clients, who see more delays than steps, find one in a hundred late."""
 REMEASURE = 32
 """Steps with prompts after which one goes without, to see what decoding alone takes; where steps
 are planned ahead, the next one is planned before that is known, and goes without as well."""
@@ -47,11 +46,13 @@ class Chunks:
 
     Args:
         target: seconds between the tokens of a stream, or None.
+        stretch: see ``Neighbours``.
         decoding: what streams alone take; it learns here.
     """
 
-    def __init__(self, target: float | None, decoding: Decoding) -> None:
+    def __init__(self, target: float | None, stretch: float, decoding: Decoding) -> None:
         self._target = target
+        self._stretch = stretch
         self._decoding = decoding
         self._usual = (0.0, 0.0)
         self._rough = True
@@ -123,7 +124,7 @@ class Chunks:
             left = self._target - decoding
             return self._margin * left if left > 0 else None
         if spared:
-            return STRETCH * self._decoding.seconds(spared) - decoding
+            return self._stretch * self._decoding.seconds(spared) - decoding
         return NEIGHBOURS_SHARE * decoding
 
     @staticmethod
