@@ -73,7 +73,7 @@ def test_time_passes_before_the_engine_is_asked_too(path: str) -> None:
     """While a grammar waits for its turn to be checked, say."""
 
     class Busy(Grammars):
-        async def checked(self, source: GrammarSource, param: str) -> str:
+        async def checked(self, source: GrammarSource, param: str, tenant: str = "") -> str:
             await asyncio.Event().wait()
             raise AssertionError
 

@@ -236,3 +236,29 @@ def test_what_is_asked_for_often_is_not_forgotten(monkeypatch: pytest.MonkeyPatc
     asyncio.run(test())
     assert judged.count(grammar_text(Regex("often"))) == 1
     assert len(judged) == 21
+
+
+def test_who_asks_for_many_holds_up_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = asyncio.Event()
+
+    async def judge(check: Check) -> Verdict:
+        if "slow" in check.text:
+            await released.wait()
+        return Verdict(check.text)
+
+    async def test() -> None:
+        checker = Grammars(ByteTokenizer(), 300)
+        monkeypatch.setattr(checker, "_judged", judge)
+        slow = [
+            asyncio.ensure_future(checker.checked(Regex(f"slow {number}"), "field", "greedy"))
+            for number in range(10)
+        ]
+        for number in range(3):
+            quick = checker.checked(Regex(f"quick {number}"), "field", "other")
+            await asyncio.wait_for(quick, 5)
+        assert not any(each.done() for each in slow)
+        released.set()
+        await asyncio.wait_for(asyncio.gather(*slow), 5)
+        assert not checker._turns_of, "nothing is kept of who has asked"
+
+    asyncio.run(test())

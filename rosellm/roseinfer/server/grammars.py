@@ -48,12 +48,15 @@ class Grammars:
         self._good: OrderedDict[str, str] = OrderedDict()
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._turns = asyncio.Semaphore(_WORKERS)
+        self._turns_of: weakref.WeakValueDictionary[str, asyncio.Semaphore]
+        self._turns_of = weakref.WeakValueDictionary()
 
-    async def checked(self, source: GrammarSource, param: str) -> str:
+    async def checked(self, source: GrammarSource, param: str, tenant: str = "") -> str:
         """The text that says it to the engine, see ``Add.grammar``.
 
         Args:
             param: the request field that holds it.
+            tenant: who asks; what one asks for is checked one at a time, beside that of others.
 
         Raises:
             RequestError: it cannot be used; says why, and where in a schema.
@@ -62,7 +65,7 @@ class Grammars:
             weight(*vars(source).values()), lambda: _written(source, param)
         )
         if text not in self._good:
-            async with self._turns:
+            async with self._turn_of(tenant), self._turns:
                 verdict = await self._judged(Check(text, schema))
             if verdict.error:
                 raise _refusal(verdict.error, param, verdict.pointer, schema is not None)
@@ -71,6 +74,11 @@ class Grammars:
                 self._good.popitem(last=False)
         self._good.move_to_end(text)  # what is asked for often stays
         return self._good[text]
+
+    def _turn_of(self, tenant: str) -> asyncio.Semaphore:
+        """There while somebody has it. Without keys all are one tenant."""
+        new = asyncio.Semaphore(1 if tenant else _WORKERS)
+        return self._turns_of.setdefault(tenant, new)
 
     async def _judged(self, check: Check) -> Verdict:
         worker = await asyncio.to_thread(self._worker)

@@ -138,9 +138,9 @@ class Service:
             **more,
         )
 
-    async def grammar(self, asked: AnswerFields) -> str:
+    async def grammar(self, asked: AnswerFields, tenant: str) -> str:
         """The grammar that an answer must match, checked; none if it is free."""
-        return "" if asked.form is None else await self.grammars.checked(*asked.form)
+        return "" if asked.form is None else await self.grammars.checked(*asked.form, tenant)
 
     @cached_property
     def grammars(self) -> Grammars:
