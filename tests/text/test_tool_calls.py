@@ -232,6 +232,7 @@ def test_python_that_is_no_list_of_plain_calls_is_text(text: str) -> None:
     ("text", "parts", "whole"),
     [
         ("[f(a=1)] and more", Parts(" and more", calls=(Call("f", '{"a": 1}'),)), True),
+        ("[f(a='\\ud800')]", Parts(calls=(Call("f", '{"a": "\\ud800"}'),)), True),
         ("[f(a=1), 2]", Parts(", 2]", calls=(Call("f", '{"a": 1}'),)), True),
         ("[f(a=1, a=2)]", Parts(" a=2)]", calls=(Call("f", '{"a": 1'),)), False),
         ("[f(a=1, b=2", Parts(" b=2", calls=(Call("f", '{"a": 1'),)), False),
@@ -257,6 +258,9 @@ def test_python_up_to_where_it_is_plain(text: str, parts: Parts, whole: bool) ->
         ('{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
         ('{"name": "f", "arguments": {"b":1,"a" : 2.50}}', '{"b":1,"a" : 2.50}'),
         ('{"name": "f", "arguments": {"a": "one\ntwo"}}', '{"a": "one\\ntwo"}'),
+        ('{"name": "f", "arguments": "{\\"a\\": \\"\\ud800\\"}"}', '{"a": "\\ud800"}'),
+        ('{"arguments": {"a": 1}, "name": "f"}', '{"a": 1}'),
+        ('{"name": "f", "arguments": {"a": 1e999}}', '{"a": 1e999}'),
         ('[{"type": "function", "name": "f", "arguments": {}}]', "{}"),
     ],
 )

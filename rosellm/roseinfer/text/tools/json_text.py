@@ -1,7 +1,7 @@
 """JSON, read while it comes and told as it is written.
 
-The one thing that is not told as it stands are control characters in strings, which models write
-and JSON forbids: they are told as escapes.
+What is not told as it stands are characters in strings that JSON forbids and models write, or that
+no text can carry: control characters and halves of surrogate pairs are told as escapes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rosellm.roseinfer.text.tools.incoming import SPACE, Incoming, NoCall, Waits
 _CLOSERS = {"{": "}", "[": "]"}
 _DEEPEST = 200  # of what is nested; parsers that clients have give up somewhere
 _BLANK = re.compile(f"[{SPACE}]+")
-_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+_PLAIN = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]+')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _ESCAPE_BEGUN = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _WORD = re.compile(r"[-+.0-9A-Za-z]+")

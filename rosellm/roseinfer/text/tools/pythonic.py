@@ -20,6 +20,7 @@ _NAME = re.compile(r"[\w.-]+")
 _KEY = re.compile(r"\w+")
 _PLAIN = re.compile(r"""[^'"()\[\]{},]+""")
 _IN_STRING = re.compile(r"""[^'"\\]+""")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a pair, which no text can carry
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -70,9 +71,10 @@ def _as_json(expression: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what is odd in the model's strings
             value = ast.literal_eval(f"({expression}\n)") if expression.strip() else ...
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise NoCall("no plain value") from error
+    return _SURROGATE.sub(lambda half: json.dumps(half[0])[1:-1], written)
 
 
 def _expression(text: Incoming) -> Waits[str]:
