@@ -23,6 +23,8 @@ from tests.e2e.conftest import Server
 from tests.faults.conftest import BLOCKS, QUEUE, SEQUENCES, Cramped, connect, post, refused
 from tests.faults.neighbours import CLIENT, KINDS, undisturbed
 
+pytestmark = pytest.mark.alone
+
 COMPLETIONS = "/v1/completions"
 ASK: dict[str, Any] = {"model": "tiny-llama", "prompt": "Once", "ignore_eos": True, "seed": 7}
 FREED_S = 0.1  # and the step that runs when a client leaves
