@@ -143,8 +143,8 @@ class Queue:
         return [tenant for tenant in self._tenants.values() if tenant.ready]
 
     def modest(self, beside: Tenant) -> list[Tenant]:
-        """Tenants that ask for something, but at most half as much as this one."""
-        return [each for each in self._tenants.values() if 0 < 2 * each.asks <= beside.asks]
+        """Tenants that ask for something, but at most a quarter as much as this one."""
+        return [each for each in self._tenants.values() if 0 < 4 * each.asks <= beside.asks]
 
     def hold_back(self, tenant: Tenant, others: Iterable[Tenant]) -> None:
         """A tenant has to wait so that others are spared: that saves nothing up either."""

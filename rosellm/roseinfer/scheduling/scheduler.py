@@ -58,6 +58,7 @@ class Scheduler:
         lookup: whether every sequence drafts what it repeats.
         itl_target: seconds between a stream's tokens that prompts are not to exceed, or None.
         output_weight: see ``Queue``.
+        stretch: see ``Neighbours``.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Scheduler:
         lookup: bool = False,
         itl_target: float | None = None,
         output_weight: float = 1.0,
+        stretch: float = 2.0,
     ) -> None:
         self.cache = cache
         self.limits = limits
@@ -78,11 +80,11 @@ class Scheduler:
         self._arrivals = Arrivals(cache, limits, clock, ageing=ageing, lookup=lookup)
         self._deadlines = Deadlines()
         decoding = Decoding()
-        self._chunks = Chunks(itl_target, decoding)
+        self._chunks = Chunks(itl_target, stretch, decoding)
         self._stopwatch = Stopwatch(clock)
         self._preemption = Preemption(self.roster, cache, clock)
         admission = Admission(self.roster, cache, limits, self._preemption, clock)
-        neighbours = Neighbours(self.roster.queue, decoding)
+        neighbours = Neighbours(self.roster.queue, decoding, stretch)
         self._turns = Turns(
             self.roster, limits, self._chunks, self._preemption, admission, neighbours
         )
