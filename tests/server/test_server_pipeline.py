@@ -155,6 +155,7 @@ def test_a_request_that_ends_too_early_is_an_error_not_an_empty_answer() -> None
     asyncio.run(test())
 
 
+@pytest.mark.alone
 def test_a_large_text_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> float:
         async with serving(says("x")) as server:
