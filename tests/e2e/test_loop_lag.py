@@ -111,6 +111,21 @@ def test_eight_megabytes_of_small_values_are_refused_in_time(
     assert what in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("place", ["form", slow("tool")])
+def test_a_large_schema_is_refused_in_time(roomy: Server, place: str) -> None:
+    schema = {"type": "object", "enum": list(range(100_000)), "minProperties": 5}
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": "Once"}]}
+    if place == "form":
+        named = {"name": "large", "schema": schema}
+        fields["response_format"] = {"type": "json_schema", "json_schema": named}
+    else:
+        function = {"name": "large", "parameters": schema}
+        fields |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    answer = in_time(roomy, fields, "/v1/chat/completions")
+    assert answer.status_code == 400
+    assert "minProperties" in answer.text or place == "tool"
+
+
 def test_a_thousand_prompts_are_begun_in_time(roomy: Server) -> None:
     fields = {"prompt": ["Once", "A rose"] * 500, "max_tokens": 1, "timeout": 60}
     answer = in_time(roomy, fields, "/v1/completions")
