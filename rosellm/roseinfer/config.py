@@ -166,8 +166,13 @@ class SchedulerConfig:
     itl_target_ms: float | None = option(
         None,
         "milliseconds between a stream's tokens that other prompts, taken in chunks, are not to"
-        " exceed; default: none within a tenant, and the prompts of one tenant stretch the streams"
-        " of others by half at most",
+        " exceed; default: none",
+        least=1,
+    )
+    neighbour_stretch: float = option(
+        2.0,
+        "times as long as they would be without it, a tenant that asks for much may make the steps"
+        " of those that ask for little",
         least=1,
     )
     fair_output_weight: float = option(

@@ -49,7 +49,28 @@ def test_the_streaming_helper(demo: Server) -> None:
         expected.function.arguments,
     )
     assert "".join(fragments) == expected.function.arguments
+    assert len(fragments) > 1
     assert set(names) == {"get_weather"}
+
+
+def test_calls_that_max_tokens_cuts_off(demo: Server) -> None:
+    """Wherever: a stream has the same, its end is called the same, and whole calls are JSON."""
+    create = demo.openai.chat.completions.create
+    arguments = create(**asked()).choices[0].message.tool_calls[0].function.arguments
+    finishes = []
+    for limit in range(8, 40, 2):
+        [choice] = create(**asked(max_tokens=limit)).choices
+        finishes.append(choice.finish_reason)
+        calls = choice.message.tool_calls or []
+        told, finish = "", None
+        for chunk in create(**asked(max_tokens=limit, stream=True)):
+            [piece] = chunk.choices
+            told += "".join(each.function.arguments for each in piece.delta.tool_calls or [])
+            finish = piece.finish_reason or finish
+        assert (told, finish) == ("".join(e.function.arguments for e in calls), finishes[-1])
+        assert arguments.startswith(told)
+        assert (finish == "tool_calls") == (told == arguments)
+    assert {"length", "tool_calls"} == set(finishes)
 
 
 def test_no_tool_is_called_where_none_fits_or_none_may_be(demo: Server) -> None:

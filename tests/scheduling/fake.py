@@ -337,6 +337,7 @@ class Harness:
         lookup: bool = False,
         longest_draft: int = 0,
         itl_target: float | None = None,
+        stretch: float = 2.0,
         cost: Callable[[StepPlan], float] = lambda _: 0.0,
     ) -> None:
         self.now = 0.0
@@ -353,6 +354,7 @@ class Harness:
             clock=lambda: self.now,
             lookup=lookup,
             itl_target=itl_target,
+            stretch=stretch,
         )
         self.model = FakeModel(
             self.pools, windows, block_size, self._owner, self.max_model_len, longest_draft

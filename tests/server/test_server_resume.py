@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 from rosellm.roseinfer.messages import Add, Logprobs, Output, Outputs, Stats
-from tests.server.fakes import Server, events, serving, silent
+from tests.server.asking import TOOLS, assembled, call, called, served
+from tests.server.fakes import EOS, Server, events, serving, silent
 
 
 async def asked(server: Server, count: int = 1) -> None:
@@ -41,6 +42,27 @@ def test_an_answer_goes_on_where_it_was() -> None:
             texts = [each["choices"][0]["text"] for each in chunks if each != "[DONE]"]
             assert "".join(texts) == "hello!"
             assert restarted(server) == []
+
+    asyncio.run(test())
+
+
+def test_a_call_goes_on_where_it_was() -> None:
+    """Another engine goes on inside of the arguments, of which the stream has had a part."""
+    text = call("add", a="some text", b=[1, 2]).encode()
+
+    async def test() -> None:
+        async with served(silent) as server:
+            task = asyncio.ensure_future(server.chat(tools=TOOLS, stream=True))
+            await asked(server)
+            id, cut = server.engine.added[0].id, text.index(b"text")
+            say(server, *(Output(id, 0, [token]) for token in text[:cut]))
+            (again,) = restarted(server)
+            assert again.generated == [list(text[:cut])]
+            say(server, *(Output(id, 0, [token]) for token in text[cut:]))
+            say(server, Output(id, 0, [EOS], finish="stop", last=True))
+            [choice] = assembled(events(await task))["choices"]
+            assert choice["finish_reason"] == "tool_calls"
+            assert called(choice["message"]) == [("add", {"a": "some text", "b": [1, 2]})]
 
     asyncio.run(test())
 

@@ -28,6 +28,7 @@ from tests.server.asking import (
 from tests.server.fakes import (
     ByteTokenizer,
     Script,
+    events,
     says,
     scores,
     serving,
@@ -74,11 +75,60 @@ def test_what_is_no_call_comes_back_as_content(text: str) -> None:
 
 
 def test_an_answer_that_ends_in_a_call() -> None:
-    whole, stream, _ = ask(call("add", a=1), tools=TOOLS, max_tokens=20)
+    """Before its arguments there is none; in them it is cut off; then it is one."""
+    text = call("add", a=1, b="two")
+    arguments = '{"a": 1, "b": "two"}'
+    begin = text.index(arguments)
+    for limit in range(1, len(text) + 1):
+        whole, stream, _ = ask(says(text[:limit], finish="length"), tools=TOOLS)
+        same(whole, stream)
+        [choice] = whole["choices"]
+        calls = choice["message"].get("tool_calls", [])
+        told = "".join(each["function"]["arguments"] for each in calls)
+        complete = limit >= begin + len(arguments)
+        assert choice["finish_reason"] == ("tool_calls" if complete else "length")
+        if limit < begin + len('{"a":'):
+            assert (calls, choice["message"]["content"]) == ([], text[:limit])
+        else:
+            assert told == arguments[: limit - begin]
+            assert choice["message"]["content"] is None
+
+
+def test_arguments_are_streamed_while_they_are_written() -> None:
+    text = f"{call('now', a=1, b='two words')}\n{call('now', x=[1, 2])}"
+
+    async def test() -> None:
+        async with served(says(text, size=1)) as server:
+            chunks = events(await server.chat(tools=[NOW], stream=True, n=2))
+            for index in range(2):
+                pieces = [
+                    piece["delta"]["tool_calls"][0]
+                    for chunk in chunks[:-1]
+                    for piece in chunk["choices"]
+                    if piece["index"] == index and piece["delta"].get("tool_calls")
+                ]
+                heads = [each for each in pieces if "id" in each]
+                assert [each["function"] for each in heads] == [
+                    {"name": "now", "arguments": ""},
+                    {"name": "now", "arguments": ""},
+                ]
+                assert [each["index"] for each in pieces] == sorted(e["index"] for e in pieces)
+                fragments = [each["function"]["arguments"] for each in pieces if "id" not in each]
+                assert all(fragments)
+                assert len(fragments) > 20
+                assert "".join(fragments) == '{"a": 1, "b": "two words"}{"x": [1, 2]}'
+
+    asyncio.run(test())
+
+
+def test_a_call_that_breaks_when_it_has_begun() -> None:
+    broken = call("add", a=1).replace("1}", "[1}")
+    whole, stream, _ = ask(f"{broken} so", tools=TOOLS)
     same(whole, stream)
     [choice] = whole["choices"]
-    assert choice["message"]["content"] == call("add", a=1)[:20]
-    assert choice["finish_reason"] == "length"
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": [1}}'
+    assert choice["message"]["content"] == " so"
 
 
 def test_no_tools_no_calls() -> None:
@@ -122,6 +172,11 @@ def test_stop_strings_come_first() -> None:
     whole, stream, _ = ask(f"Hm. {call('add', a=1)}", tools=TOOLS, stop=["arg"])
     same(whole, stream)
     assert whole["choices"][0]["message"]["content"] == 'Hm. <tool_call>\n{"name": "add", "'
+    whole, stream, _ = ask(call("add", a="stop it"), tools=TOOLS, stop=["it"])
+    same(whole, stream)
+    [choice] = whole["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": "stop '
 
 
 def test_logprobs_are_of_all_tokens() -> None:
@@ -250,4 +305,10 @@ def test_a_stream_is_the_whole_answer(
     small, _, _ = ask(says(text, size=1), THINKING, **fields)
     [choice], [other] = whole["choices"], small["choices"]
     assert plain(choice["message"]) == plain(other["message"])
-    assert (choice["finish_reason"] == "tool_calls") == ("tool_calls" in choice["message"])
+    calls = choice["message"].get("tool_calls", [])
+    if choice["finish_reason"] == "tool_calls":
+        assert calls
+        called(choice["message"])
+    elif calls:
+        assert "arguments" in calls[-1]["function"]
+        assert choice["finish_reason"] in ("stop", "length")

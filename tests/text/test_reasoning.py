@@ -160,6 +160,33 @@ def test_channels(text: str, parts: Parts) -> None:
     assert parse(HARMONY, text) == parts
 
 
+@pytest.mark.parametrize(
+    ("body", "arguments", "content", "whole"),
+    [
+        ('{"a": "cut o', '{"a": "cut o', "", False),
+        ('{"a": [1}<|call|>', '{"a": [1}', "", False),
+        ('{"a": "<|call|> b"} <|call|>', '{"a": "<|call|> b"}', "", True),
+        ('{"a": 1} so<|call|>', '{"a": 1}', " so", True),
+        (" <|call|>", "{}", "", True),
+        ('"{\\"a\\": 1}"<|call|>', '{"a": 1}', "", True),
+    ],
+)
+def test_a_call_on_a_channel(body: str, arguments: str, content: str, whole: bool) -> None:
+    text = f"<|channel|>commentary to=functions.f<|message|>{body}"
+    assert parse(HARMONY, text) == Parts(content, calls=(Call("f", arguments),))
+    assert read(HARMONY, [text])[1].whole is whole
+
+
+def test_arguments_on_a_channel_come_while_they_are_written() -> None:
+    parser = HARMONY.parser()
+    assert parser is not None
+    parser.feed("<|channel|>commentary to=functions.f<|message|>")
+    assert parser.feed('{"a":').calls == (Call("f", '{"a":'),)
+    assert parser.feed(' "one').calls == (Call("", ' "one'),)
+    assert parser.feed(" two<|ca").calls == (Call("", " two"),)
+    assert parser.feed('"}<|call|>').calls == (Call("", '<|ca"}'),)
+
+
 def test_the_analysis_is_the_reasoning() -> None:
     _, parser = read(HARMONY, list(f"{THOUGHT}<|channel|>final<|message|>Hi"))
     assert parser.spans == [(0, THOUGHT.index("<|start|>"))]
@@ -173,6 +200,8 @@ CHANNEL_PIECES = st.sampled_from(
         "commentary to=functions.f",
         " to=functions.g",
         "{}",
+        '{"a": "b',
+        '"}',
         "x",
     ]
 )
@@ -184,4 +213,5 @@ def test_a_stream_of_channels_is_the_whole(words: list[str], data: st.DataObject
     text = "".join(words)
     places = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=len(text))))
     pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
-    assert read(HARMONY, pieces)[0] == read(HARMONY, [text])[0]
+    (streamed, one), (whole, other) = read(HARMONY, pieces), read(HARMONY, [text])
+    assert (streamed, one.whole, one.spans) == (whole, other.whole, other.spans)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosellm.roseinfer.config import ToolParser
-from rosellm.roseinfer.text.answer_parser import AnswerFormat
+from rosellm.roseinfer.text.answer_parser import AnswerFormat, Parser
 from rosellm.roseinfer.text.parts import Call, Parts
 from rosellm.roseinfer.text.tools import registry
 from tests.examples import examples
@@ -21,13 +21,17 @@ MARIA = {"name": "María", "n": [1, 2.5, None, True], "deep": {"a": "</tool_call
 ALL = sorted(registry.FORMATS)
 
 
-def read(format: AnswerFormat, pieces: list[str]) -> Parts:
+def finished(format: AnswerFormat, pieces: list[str]) -> tuple[Parts, Parser]:
     parser = format.parser()
     assert parser is not None
     parts = Parts()
     for piece in pieces:
         parts += parser.feed(piece)
-    return parts + parser.flush()
+    return parts + parser.flush(), parser
+
+
+def read(format: AnswerFormat, pieces: list[str]) -> Parts:
+    return finished(format, pieces)[0]
 
 
 def parse(name: str, text: str, most: int | None = None) -> Parts:
@@ -136,10 +140,8 @@ def test_what_is_no_call_is_text(name: str, write: Any) -> None:
     end = registry.load(name).end
     for text in (
         write(("nobody", {})),
-        write(("f", {}), ("nobody", {})) if write(("f", {}), ("g", {})).count(BEGIN) else "",
-        write(("f", {"a": 1})).replace("1", "[1").removesuffix(end),
-        write(("f", {"a": 1})).replace("1", "1'").replace("a", "'"),
-        write(("f", {"a": 7})).replace("7", "NaN"),
+        write(("f", {"a": 7})).replace("7", "[7").replace('"a"', "a").removesuffix(end),
+        write(("f", {"a": 7})).replace('"a"', "'").replace("a=", "'"),
         "",
         "  ",
         " just text [ { < \n",
@@ -149,7 +151,7 @@ def test_what_is_no_call_is_text(name: str, write: Any) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["[1]", "1", '"text"', '"{"', "{", "{]", "[" * 100_000, '{"a":' * 100_000, '{"a": Infinity}'],
+    ["[1]", "1", '"text"', '"{"', "{,", "{]", '{"a"}', "[" * 100_000, "'" * 100_000],
 )
 @pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral", "deepseek"])
 def test_arguments_that_are_no_object_make_no_call(name: str, arguments: str) -> None:
@@ -171,27 +173,80 @@ def test_python_that_nobody_could_nest_makes_no_call(depth: int) -> None:
     assert read(format, [text]) == Parts(text)
 
 
+BROKEN = [
+    '{"a": [1}}',
+    '{"a": 1, b}',
+    '{"a": Infinity}',
+    '{"a": 01}',
+    '{"a": "\\x"}',
+    '{"a": "open}',
+    '{"a":' * 300,
+]
+
+
+@pytest.mark.parametrize("written", BROKEN)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "f", "arguments": %s\n</tool_call> so'),
+        ("mistral", "[TOOL_CALLS]f[ARGS]%s\n[TOOL_CALLS]"),
+        ("deepseek", f"{BEGIN}<｜tool▁call▁begin｜>f<｜tool▁sep｜>%s\n<｜tool▁call▁end｜>{END} so"),
+    ],
+)
+def test_a_call_that_has_begun_stays_one(name: str, text: str, written: str) -> None:
+    """Its arguments are what stands there up to the next marker."""
+    parser = AnswerFormat(tools=name, names=NAMES).parser()
+    assert parser is not None
+    parts = parser.feed(text % written) + parser.flush()
+    assert parts.calls == (Call("f", written + "\\n" * written.endswith("open}")),)
+    assert parts.content in ("", " so", "[TOOL_CALLS]")
+    assert not parser.whole
+    assert parse(name, text % written) == parts
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "[f(1)]",
         "[f(**{'a': 1})]",
-        "[f(a=1, a=2)]",
         "[f(a=__import__('os').system('true'))]",
         "[f(a=g())]",
         "[f(a={1, 2})]",
         "[f(a=1e999)]",
         "[f(a=1j)]",
         "[f(a=b'x')]",
+        "[f(a=)]",
+        "[f(a=']",
+        "[f(a=1",
         "[f]",
         "[]",
         "[1, 2]",
         "f(a=1)",
-        "[f(a=1)] and more",
     ],
 )
 def test_python_that_is_no_list_of_plain_calls_is_text(text: str) -> None:
     assert parse("pythonic", text) == Parts(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "whole"),
+    [
+        ("[f(a=1)] and more", Parts(" and more", calls=(Call("f", '{"a": 1}'),)), True),
+        ("[f(a='\\ud800')]", Parts(calls=(Call("f", '{"a": "\\ud800"}'),)), True),
+        ("[f(a=1), 2]", Parts(", 2]", calls=(Call("f", '{"a": 1}'),)), True),
+        ("[f(a=1, a=2)]", Parts(" a=2)]", calls=(Call("f", '{"a": 1'),)), False),
+        ("[f(a=1, b=2", Parts(" b=2", calls=(Call("f", '{"a": 1'),)), False),
+        ("[f(a=\"\"\"x'\"y\"\"\", b='\\'')]",
+         Parts(calls=(Call("f", '{"a": "x\'\\"y", "b": "\'"}'),)), True),
+    ],
+)  # fmt: skip
+def test_python_up_to_where_it_is_plain(text: str, parts: Parts, whole: bool) -> None:
+    assert parse("pythonic", text) == parts
+    parser = AnswerFormat(tools="pythonic", names=NAMES).parser()
+    assert parser is not None
+    parser.feed(text)
+    parser.flush()
+    assert parser.whole is whole
 
 
 @pytest.mark.parametrize(
@@ -203,6 +258,9 @@ def test_python_that_is_no_list_of_plain_calls_is_text(text: str) -> None:
         ('{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
         ('{"name": "f", "arguments": {"b":1,"a" : 2.50}}', '{"b":1,"a" : 2.50}'),
         ('{"name": "f", "arguments": {"a": "one\ntwo"}}', '{"a": "one\\ntwo"}'),
+        ('{"name": "f", "arguments": "{\\"a\\": \\"\\ud800\\"}"}', '{"a": "\\ud800"}'),
+        ('{"arguments": {"a": 1}, "name": "f"}', '{"a": 1}'),
+        ('{"name": "f", "arguments": {"a": 1e999}}', '{"a": 1e999}'),
         ('[{"type": "function", "name": "f", "arguments": {}}]', "{}"),
     ],
 )
@@ -217,9 +275,24 @@ def test_a_call_whose_end_marker_is_missing_is_one_all_the_same() -> None:
 
 
 def test_a_good_call_behind_a_bad_one() -> None:
-    bad = '<tool_call>{"name": "f", "arguments": {"a": "open}}</tool_call>'
-    parts = parse("hermes", f"{bad} then {hermes('g', {})} so.\n")
-    assert parts == Parts(f"{bad} then so.", calls=(Call("g", "{}"),))
+    good = hermes("g", {})
+    bad = '<tool_call>{"name": "nobody, "arguments": {}}</tool_call>'
+    assert parse("hermes", f"{bad} then {good} so.\n") == Parts(
+        f"{bad} then so.", calls=(Call("g", "{}"),)
+    )
+    begun = '<tool_call>{"name": "f", "arguments": {"a": "open}}</tool_call>'
+    assert parse("hermes", f"{begun} then {good} so.\n") == Parts(
+        " then so.", calls=(Call("f", '{"a": "open}}'), Call("g", "{}"))
+    )
+
+
+def test_the_calls_before_a_bad_one() -> None:
+    listed = '[{"name": "f", "arguments": {}}, {"name": "nobody"}]'
+    assert parse("hermes", f"<tool_call>{listed}</tool_call> so") == Parts(
+        ', {"name": "nobody"}] so', calls=(Call("f", "{}"),)
+    )
+    unclosed = '<tool_call>{"name": "f", "arguments": {"a": 1}\n</tool_call> so'
+    assert parse("hermes", unclosed) == Parts(" so", calls=(Call("f", '{"a": 1}'),))
 
 
 def test_nobody_is_kept_waiting_for_text_that_is_certain() -> None:
@@ -227,8 +300,39 @@ def test_nobody_is_kept_waiting_for_text_that_is_certain() -> None:
     assert parser is not None
     assert parser.feed("Hello <").content == "Hello"
     assert parser.feed("b> and").content == " <b> and"
-    assert parser.feed(' <tool_call>{"name": "f"}').calls == ()
-    assert parser.feed("</tool_call>").calls == (Call("f", "{}"),)
+    assert parser.feed(' <tool_call>{"name": "f"').calls == ()
+    assert parser.feed("}</tool_call>").calls == (Call("f", "{}"),)
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_arguments_come_while_they_are_written(name: str, write: Any) -> None:
+    """In text order, and never later than what could be part of a marker, or a value of Python."""
+    arguments = {"city": "New York, or what is left of it", "n": [1, {"deep": None}], "last": 1.5}
+    text = write(("f", arguments))
+    parser = AnswerFormat(tools=name, names=NAMES).parser()
+    assert parser is not None
+    told, lags = "", []
+    first, end = text.index("New York"), text.index("1.5")
+    for place, char in enumerate(text):
+        told += "".join(call.arguments for call in parser.feed(char).calls)
+        if first <= place < end and name != "pythonic":
+            assert text[text.index('{"city"') :].startswith(told)
+            lags.append(place + 1 - (text.index('{"city"') + len(told)))
+        elif name == "pythonic" and text[: place + 1].endswith((", n", ", last")):
+            lags.append(not told.endswith(('it"', "}]")))
+    assert json.loads(told) == arguments
+    assert lags
+    assert max(lags) <= (0 if name == "pythonic" else 1), lags
+
+
+def test_a_marker_in_a_string_is_held_back_until_it_is_known_to_be_one() -> None:
+    parser = AnswerFormat(tools="hermes", names=NAMES).parser()
+    assert parser is not None
+    parser.feed('<tool_call>{"name": "f", "arguments": {"a": ')
+    assert parser.feed('"b </tool_call> c').calls == (Call("", '"b '),)
+    assert parser.feed(" d").calls == ()
+    assert parser.feed('"').calls == ()
+    assert parser.feed("}").calls == (Call("", '</tool_call> c d"}'),)
 
 
 def test_markers_without_number_take_no_time() -> None:
@@ -246,6 +350,8 @@ PIECES = st.sampled_from(
         *("f", "g", "nobody", "a", "1", "name", "arguments", "parameters", '{"name": "f"}'),
         *(text for name in ALL for text in registry.load(name).markers),
         *(write(("f", {"a": 1})) for _, write in WRITERS),
+        *(write(("f", {"a": ""})).partition('""')[0] + '"' for _, write in WRITERS),
+        *("[f(a='", "', b=", '", "b": ', '"}}', '"}'),
         *("<think>", "</think>", "[THINK]", "[/THINK]", "why", "é€😀"),
     ]
 )
@@ -275,11 +381,12 @@ def test_a_stream_is_the_whole(
         names=NAMES,
         most=most,
     )
-    whole = read(format, [text])
-    assert read(format, pieces) == whole
+    (whole, parser), (streamed, other) = finished(format, [text]), finished(format, pieces)
+    assert (streamed, other.whole) == (whole, parser.whole)
     for call in whole.calls:
         assert call.name in NAMES
-        assert isinstance(json.loads(call.arguments, parse_constant=pytest.fail), dict)
+        if parser.whole:
+            assert isinstance(json.loads(call.arguments, parse_constant=pytest.fail), dict)
     assert len(whole.calls) <= (most or math.inf)
     if not whole.calls and reasoning is None:
         assert whole.content == text

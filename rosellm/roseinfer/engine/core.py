@@ -135,6 +135,7 @@ class EngineCore:
             lookup=config.speculate == "ngram",
             itl_target=None if config.itl_target_ms is None else config.itl_target_ms / 1000,
             output_weight=config.fair_output_weight,
+            stretch=config.neighbour_stretch,
         )
         self._overlap = overlap
         self._flight: deque[Submitted] = deque()

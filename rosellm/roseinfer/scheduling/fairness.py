@@ -49,6 +49,11 @@ class Tenant:
         """Whether one of its sequences could be admitted."""
         return self._ready > 0
 
+    @property
+    def asks(self) -> int:
+        """Sequences that run or could be admitted."""
+        return self.running + self._ready
+
     def head(self) -> Sequence:
         """The most urgent of those."""
         while self._heap[0][1].finished:
@@ -136,6 +141,14 @@ class Queue:
     def ready(self) -> list[Tenant]:
         """Tenants of whom a sequence could be admitted."""
         return [tenant for tenant in self._tenants.values() if tenant.ready]
+
+    def modest(self, beside: Tenant) -> list[Tenant]:
+        """Tenants that ask for something, but at most a quarter as much as this one."""
+        return [each for each in self._tenants.values() if 0 < 4 * each.asks <= beside.asks]
+
+    def hold_back(self, tenant: Tenant, others: Iterable[Tenant]) -> None:
+        """A tenant has to wait so that others are spared: that saves nothing up either."""
+        tenant.served = max(tenant.served, *(other.served for other in others))
 
     def next(
         self,

@@ -32,10 +32,12 @@ from rosellm.roseinfer.scheduling.ahead import Ahead
 from rosellm.roseinfer.scheduling.arrivals import Arrivals
 from rosellm.roseinfer.scheduling.chunks import Chunks
 from rosellm.roseinfer.scheduling.deadlines import Deadlines
+from rosellm.roseinfer.scheduling.decoding import Decoding
 from rosellm.roseinfer.scheduling.drafting import add_drafts
 from rosellm.roseinfer.scheduling.fairness import Queue
 from rosellm.roseinfer.scheduling.intake import Intake
 from rosellm.roseinfer.scheduling.limits import Limits
+from rosellm.roseinfer.scheduling.neighbours import Neighbours
 from rosellm.roseinfer.scheduling.preemption import Preemption
 from rosellm.roseinfer.scheduling.roster import Roster
 from rosellm.roseinfer.scheduling.sketch import Sketch
@@ -56,6 +58,7 @@ class Scheduler:
         lookup: whether every sequence drafts what it repeats.
         itl_target: seconds between a stream's tokens that prompts are not to exceed, or None.
         output_weight: see ``Queue``.
+        stretch: see ``Neighbours``.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Scheduler:
         lookup: bool = False,
         itl_target: float | None = None,
         output_weight: float = 1.0,
+        stretch: float = 2.0,
     ) -> None:
         self.cache = cache
         self.limits = limits
@@ -75,11 +79,15 @@ class Scheduler:
         self._clock = clock
         self._arrivals = Arrivals(cache, limits, clock, ageing=ageing, lookup=lookup)
         self._deadlines = Deadlines()
-        self._chunks = Chunks(itl_target)
+        decoding = Decoding()
+        self._chunks = Chunks(itl_target, stretch, decoding)
         self._stopwatch = Stopwatch(clock)
         self._preemption = Preemption(self.roster, cache, clock)
         admission = Admission(self.roster, cache, limits, self._preemption, clock)
-        self._turns = Turns(self.roster, limits, self._chunks, self._preemption, admission)
+        neighbours = Neighbours(self.roster.queue, decoding, stretch)
+        self._turns = Turns(
+            self.roster, limits, self._chunks, self._preemption, admission, neighbours
+        )
         self._intake = Intake(self.roster, cache, clock)
         self._ahead = Ahead()
         self._blocked = False

@@ -1,8 +1,9 @@
 """Whose tokens are in the next step.
 
 Streams come before prompts, so that they keep pace. Prompts share what the step has left: the
-tenants are served equally (``fairness.py``), within a tenant the most urgent goes first, and how
-much of a step prompts may take beside streams, ``chunks.py`` says.
+tenants are served equally (``fairness.py``), within a tenant the most urgent goes first. How much
+of a step prompts may take beside streams, ``chunks.py`` says, and how many streams a tenant may
+have beside another's, ``neighbours.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from rosellm.roseinfer.scheduling.admission import Admission
 from rosellm.roseinfer.scheduling.chunks import Chunks
 from rosellm.roseinfer.scheduling.fairness import Tenant
 from rosellm.roseinfer.scheduling.limits import Limits
+from rosellm.roseinfer.scheduling.neighbours import Neighbours
 from rosellm.roseinfer.scheduling.preemption import Preemption
 from rosellm.roseinfer.scheduling.roster import Roster
 from rosellm.roseinfer.scheduling.sequence import Sequence
@@ -29,12 +31,14 @@ class Turns:
         chunks: Chunks,
         preemption: Preemption,
         admission: Admission,
+        neighbours: Neighbours,
     ) -> None:
         self._roster = roster
         self._limits = limits
         self._chunks = chunks
         self._preemption = preemption
         self._admission = admission
+        self._neighbours = neighbours
 
     def fill(self, sketch: Sketch) -> None:
         running = sorted(self._roster.running.values(), key=lambda s: s.urgency)
@@ -61,8 +65,10 @@ class Turns:
         if not keeping or self._limits.whole_prompts:
             return sketch.budget
         asking = {*prompts, *self._roster.queue.ready()}
-        neighbours = bool(asking) and len(asking | keeping) > 1
-        return self._chunks.limit(sketch.budget, neighbours=neighbours)
+        if not asking or len(asking | keeping) == 1:
+            return self._chunks.limit(sketch.budget, len(streams), None)
+        spared = self._neighbours.spared(asking | keeping)
+        return self._chunks.limit(sketch.budget, len(streams), spared)
 
     def _plan_prompts(self, prompts: dict[Tenant, list[Sequence]], sketch: Sketch) -> None:
         """Share the budget among prompts, running and waiting, the least served tenant first.
@@ -77,6 +83,8 @@ class Turns:
                 return
             if prompts.get(tenant):
                 self._plan(prompts[tenant].pop(0), sketch)
+            elif self._neighbours.holds_back(tenant):
+                waiting.remove(tenant)
             elif (admitted := self._admission.admit(tenant, sketch)) is not None:
                 self._plan(admitted, sketch)
             else:

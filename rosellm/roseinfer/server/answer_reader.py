@@ -22,7 +22,7 @@ class AnswerReader(AnswerText[Note]):
         format: what to look for; the others are those of ``AnswerText``.
 
     Attributes:
-        called: whether the answer has called a tool.
+        called: whether the answer has called a tool, or begun to.
         reasoning_tokens: how many of the tokens so far are known to be reasoning.
     """
 
@@ -44,6 +44,11 @@ class AnswerReader(AnswerText[Note]):
     def ended(self) -> bool:
         """Whether nothing that may still come is part of the answer."""
         return self.stopped or (self._parser is not None and self._parser.enough)
+
+    @property
+    def calls_are_whole(self) -> bool:
+        """Whether the arguments of each call are JSON and have come to their end."""
+        return self._parser is None or self._parser.whole
 
     @property
     def reasoning_tokens(self) -> int:

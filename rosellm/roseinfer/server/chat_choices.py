@@ -112,17 +112,19 @@ class ChatChoices:
             yield ChatDelta(reasoning_content=delta.reasoning, reasoning=delta.reasoning)
         if delta.text:
             yield ChatDelta(content=delta.text)
-        for call in delta.calls:
-            yield from self._called(delta.index, self._call(call))
+        for piece in delta.calls:
+            yield from self._called(delta.index, piece)
 
-    def _called(self, index: int, call: ToolCall) -> Iterator[ChatDelta]:
-        """First the name, then the arguments."""
-        arguments, call.function.arguments = call.function.arguments, ""
-        call.index = self._calls[index]
-        self._calls[index] += 1
-        yield ChatDelta(tool_calls=[call])
-        rest = ToolCall(index=call.index, function=FunctionCall(arguments=arguments))
-        yield ChatDelta(tool_calls=[rest])
+    def _called(self, index: int, piece: Call) -> Iterator[ChatDelta]:
+        """First the name, then the arguments as they come."""
+        if piece.name:
+            call = self._call(Call(piece.name, ""))
+            call.index = self._calls[index]
+            self._calls[index] += 1
+            yield ChatDelta(tool_calls=[call])
+        if piece.arguments:
+            function = FunctionCall(arguments=piece.arguments)
+            yield ChatDelta(tool_calls=[ToolCall(index=self._calls[index] - 1, function=function)])
 
     def _whole(self, index: int, whole: Whole) -> ChatChoice:
         asked = self._body.answer_logprobs is not None

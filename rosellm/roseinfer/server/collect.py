@@ -16,7 +16,7 @@ from rosellm.roseinfer.server.schemas.responses import (
     Usage,
 )
 from rosellm.roseinfer.server.schemas.streaming import StreamFields
-from rosellm.roseinfer.text.parts import Call
+from rosellm.roseinfer.text.parts import Call, joined
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Whole:
     prompt: list[Logprobs] = field(default_factory=list)
     vector: bytes | None = None
     reasoning: str = ""
-    calls: list[Call] = field(default_factory=list)
+    call_pieces: list[Call] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
 
@@ -99,9 +99,13 @@ class Whole:
         return "".join(self.pieces)
 
     @property
+    def calls(self) -> tuple[Call, ...]:
+        return joined(self.call_pieces)
+
+    @property
     def has_more(self) -> bool:
         """Whether there is something beside text."""
-        return bool(self.reasoning or self.calls)
+        return bool(self.reasoning or self.call_pieces)
 
     @property
     def scores(self) -> int:
@@ -114,7 +118,7 @@ class Whole:
         self.logprobs += delta.logprobs
         self.prompt += delta.prompt
         self.reasoning += delta.reasoning
-        self.calls += delta.calls
+        self.call_pieces += delta.calls
         self.vector = delta.vector or self.vector
         self.finish = delta.finish or self.finish
         self.ids += delta.ids

@@ -32,7 +32,7 @@ class Delta:
         logprobs: of the tokens whose text is out by now, if asked for.
         prompt: the next prompt positions' log-probabilities, if asked for.
         reasoning: what comes of the reasoning.
-        calls: of tools, each complete.
+        calls: of tools, in pieces; the first may go on with the arguments of the call before.
         reasoning_tokens: how many tokens have turned out to be reasoning.
         vector: of a request that wants one, see ``Pooled``.
         logprob: of all its ``ids`` together, if log-probabilities are asked for.

@@ -137,7 +137,8 @@ class _OpenChoice:
 
     def _finish(self, row: Output) -> Finish | None:
         ended = "stop" if self._reader.ended else row.finish
-        return "tool_calls" if ended is not None and self._reader.called else ended
+        calls = self._reader.called and self._reader.calls_are_whole
+        return "tool_calls" if ended is not None and calls else ended
 
     def _newly_reasoning(self) -> int:
         before, self._reasoning_tokens = self._reasoning_tokens, self._reader.reasoning_tokens

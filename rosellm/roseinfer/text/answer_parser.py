@@ -26,6 +26,11 @@ class Parser(Stage, Protocol):
         """Whether nothing that may still come counts."""
         ...
 
+    @property
+    def whole(self) -> bool:
+        """Whether no call has come out that is broken, or was cut off."""
+        ...
+
 
 HARMONY = "harmony"
 
@@ -104,6 +109,10 @@ class _Chain:
     @property
     def enough(self) -> bool:
         return self._tools is not None and self._tools.enough
+
+    @property
+    def whole(self) -> bool:
+        return self._tools is None or self._tools.whole
 
     def feed(self, text: str) -> Parts:
         return self._then(self._reasoning.feed(text) if self._reasoning else Parts(text))

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One complete call of a tool.
+    """A call of a tool, or a piece of one.
 
     Attributes:
-        arguments: JSON text of an object, as the model wrote it wherever that was JSON.
+        name: empty in pieces that go on with the arguments of the call before.
+        arguments: JSON text of an object, as the model wrote it.
     """
 
     name: str
     arguments: str
+
+
+def joined(pieces: Iterable[Call]) -> tuple[Call, ...]:
+    """Pieces put together as far as they go.
+
+    >>> joined([Call("f", ""), Call("", '{"a":'), Call("", " 1}"), Call("g", "{}")])
+    (Call(name='f', arguments='{"a": 1}'), Call(name='g', arguments='{}'))
+    """
+    calls: list[tuple[str, list[str]]] = []
+    for piece in pieces:
+        if piece.name or not calls:
+            calls.append((piece.name, []))
+        calls[-1][1].append(piece.arguments)
+    return tuple(Call(name, "".join(arguments)) for name, arguments in calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +46,7 @@ class Parts:
         return Parts(
             self.content + later.content,
             self.reasoning + later.reasoning,
-            self.calls + later.calls,
+            joined(self.calls + later.calls),
         )
 
 

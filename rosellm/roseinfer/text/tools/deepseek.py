@@ -7,32 +7,38 @@ from __future__ import annotations
 
 import re
 
-from rosellm.roseinfer.text.parts import Call
+from rosellm.roseinfer.text.tools.calls import Calls
 from rosellm.roseinfer.text.tools.format import ToolFormat
-from rosellm.roseinfer.text.tools.json_calls import arguments
+from rosellm.roseinfer.text.tools.incoming import SPACE, Incoming, Waits
+from rosellm.roseinfer.text.tools.json_calls import read_arguments
 
 BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_FENCE = "```"
+_NAME = re.compile(r"[\w.-]+")
 
-_CALL = re.compile(f"\\s*{BEGIN}(.*?){SEP}(.*?){END}\\s*", re.DOTALL)
-_FENCED = re.compile(r"\s*([\w.-]+)\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
-
-def read(text: str) -> list[Call] | None:
+def read(text: Incoming, calls: Calls) -> Waits[None]:
     """The calls between the outer markers."""
-    calls: list[Call] = []
-    place = 0
-    while place < len(text) or not calls:
-        found = _CALL.match(text, place)
-        if found is None:
-            return None
-        fenced = _FENCED.fullmatch(found[2])
-        name, given = fenced.groups() if fenced else found.groups()
-        try:
-            calls.append(Call(name.strip(), arguments(given.strip())))
-        except (ValueError, RecursionError):
-            return None
-        place = found.end()
-    return calls
+    yield from text.peek(SPACE)
+    while (yield from text.starts(BEGIN)):
+        yield from text.peek(SPACE)
+        name = yield from text.run(_NAME)
+        yield from text.peek(SPACE)
+        yield from text.expect(SEP)
+        fenced = (yield from text.peek(SPACE)) not in ("{", '"')
+        if fenced:
+            name = yield from text.run(_NAME)
+            yield from text.peek(SPACE)
+            yield from text.expect(_FENCE)
+            yield from text.starts("json")
+        yield from read_arguments(text, calls, name)
+        yield from text.peek(SPACE)
+        if fenced:
+            yield from text.starts(_FENCE)
+            yield from text.peek(SPACE)
+        yield from text.expect(END)
+        text.keep = text.place
+        yield from text.peek(SPACE)
 
 
 FORMAT = ToolFormat(

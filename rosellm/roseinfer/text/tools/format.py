@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rosellm.roseinfer.text.parts import Call
+from rosellm.roseinfer.text.tools.calls import Calls
+from rosellm.roseinfer.text.tools.incoming import Incoming, Waits
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class ToolFormat:
 
     Attributes:
         start, end: markers round one call or several; an empty end is the end of the answer.
-        read: the calls of what stands between the markers, or None if it is none.
+        read: reads what stands between the markers and tells of the calls; raises ``NoCall``
+            where it cannot go on.
         bare: how an answer begins that is nothing but calls, without a marker; empty if there
             is no such thing.
         inner: further markers that ``read`` looks for, which may be special tokens.
@@ -42,7 +44,7 @@ class ToolFormat:
 
     start: str
     end: str
-    read: Callable[[str], list[Call] | None]
+    read: Callable[[Incoming, Calls], Waits[None]]
     bare: str = ""
     inner: tuple[str, ...] = ()
     shape: Shape | None = None

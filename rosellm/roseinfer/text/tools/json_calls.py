@@ -3,100 +3,107 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, NoReturn
 
-import msgspec
+from rosellm.roseinfer.text.tools.calls import Calls
+from rosellm.roseinfer.text.tools.incoming import SPACE, Incoming, NoCall, Waits
+from rosellm.roseinfer.text.tools.json_text import held_string, held_value, value
 
-from rosellm.roseinfer.text.parts import Call
-
-
-class _Written(msgspec.Struct):
-    """A call as it is written; Llama calls the arguments parameters."""
-
-    name: str
-    arguments: msgspec.Raw = msgspec.Raw(b"")
-    parameters: msgspec.Raw = msgspec.Raw(b"")
+_ARGUMENTS = ("arguments", "parameters")  # the latter is Llama's
+_BETWEEN = SPACE + ",;"
 
 
-def read_calls(text: str) -> list[Call] | None:
-    """The calls of JSON objects, or lists of such, one behind the other.
-
-    >>> read_calls('{"name": "f", "arguments": {"a": 1}}')
-    [Call(name='f', arguments='{"a": 1}')]
-    """
-    try:
-        return [call for value in values(text) for call in _calls(value)] or None
-    except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
-        return None
-
-
-def arguments(text: str) -> str:
-    """A JSON object as it is written, or as JSON if it is nearly that.
+def read_calls(text: Incoming, calls: Calls) -> Waits[None]:
+    """Objects one behind the other, or a list of them.
 
     Raises:
-        ValueError, RecursionError: it is no object.
+        NoCall: there is none, or one is broken.
     """
-    value = _DECODER.decode(text)
-    if isinstance(value, str):  # an object in a string, as it stands in OpenAI's own messages
-        return arguments(value) if value.lstrip().startswith("{") else _refuse(value)
-    if not isinstance(value, dict):
-        _refuse(text)
-    try:
-        msgspec.json.decode(text, type=msgspec.Raw)
-    except msgspec.MsgspecError:  # control characters in a string, say
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.strip()
+    made, depth = calls.made, 0
+    while True:
+        char = yield from text.peek(_BETWEEN)
+        if char == "{":
+            yield from _call(text, calls)
+        elif char == "[" and calls.made == made:
+            text.place += 1
+            depth += 1
+        elif char == "]" and depth:
+            text.place += 1
+            depth -= 1
+        else:
+            return
+        if calls.made > made:
+            text.keep = text.place
 
 
-def values(text: str) -> Iterator[str]:
-    """The JSON values of a text, each as it is written.
+def read_arguments(text: Incoming, calls: Calls, name: str) -> Waits[None]:
+    """A call's arguments, which are an object as it stands or in a string.
 
     Raises:
-        ValueError: something else is in between than white space, a comma or a semicolon.
+        NoCall: they are not, or no such call may be made.
     """
-    place = _skip(text, 0)
-    while place < len(text):
-        value = leading_value(text, place)
-        yield value
-        place = _skip(text, place + len(value))
-
-
-def leading_value(text: str, place: int) -> str:
-    """The JSON value that begins at this place, as it is written.
-
-    Raises:
-        ValueError, RecursionError: there is none.
-    """
-    return text[place : _DECODER.raw_decode(text, place)[1]]
-
-
-def _skip(text: str, place: int) -> int:
-    while place < len(text) and (text[place].isspace() or text[place] in ",;"):
-        place += 1
-    return place
-
-
-def _calls(value: str) -> list[Call]:
-    if value.startswith("["):
-        return [call for each in values(value[1:-1]) for call in _calls(each)]
+    if (yield from text.peek(SPACE)) != "{":
+        _tell(calls, name, (yield from held_value(text)))
+        return
+    calls.begin(name)
     try:
-        written = msgspec.json.decode(value, type=_Written)
-        given = bytes(written.arguments or written.parameters).decode()
-    except msgspec.MsgspecError:
-        written, given = _nearly(_DECODER.decode(value))
-    return [Call(written.name, "{}" if given in ("", "null") else arguments(given))]
+        yield from value(text, calls)
+    except NoCall:
+        if not calls.open:
+            raise
+        yield from calls.end_broken()
+    else:
+        calls.end()
 
 
-def _nearly(value: Any) -> tuple[_Written, str]:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        _refuse(value)
-    given = value.get("arguments", value.get("parameters", {}))
-    return _Written(value["name"]), json.dumps(given, ensure_ascii=False, allow_nan=False)
+def _call(text: Incoming, calls: Calls) -> Waits[None]:
+    """An object. Where the name comes first, its arguments are told while they come."""
+    text.place += 1
+    name, arguments, told = "", "null", False
+    while True:
+        key = yield from held_string(text)
+        yield from text.peek(SPACE)
+        yield from text.expect(":")
+        char = yield from text.peek(SPACE)
+        if key == "name" and not told:
+            name = yield from held_string(text)
+            calls.check(name)
+        elif key in _ARGUMENTS and char == "{" and name and not told:
+            yield from read_arguments(text, calls, name)
+            told = True
+        else:
+            other = yield from held_value(text)
+            arguments = other if key in _ARGUMENTS and other != "null" else arguments
+        if (yield from text.peek(SPACE)) == "}":
+            break
+        yield from text.expect(",")
+    if not told:
+        _tell(calls, name, arguments)
+    text.place += 1
 
 
-def _refuse(value: Any) -> NoReturn:
-    raise ValueError(f"not JSON of a call: {value}")
+def _tell(calls: Calls, name: str, arguments: str) -> None:
+    """A call whose arguments are there."""
+    meant = _object(arguments)
+    calls.begin(name)
+    calls.say(meant)
+    calls.end()
 
 
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse)
+def _object(written: str) -> str:
+    """Arguments as an object's JSON. Some models write it into a string, or nothing."""
+    if written.startswith('"'):
+        inner = Incoming()
+        inner.feed(json.loads(written))
+        inner.last = True
+        reader = held_value(inner)
+        try:
+            next(reader)  # has all it needs, so it cannot wait
+        except StopIteration as read:
+            written = read.value
+        if inner.rest.strip():
+            raise NoCall("more than a value")
+    if written == "null":
+        return "{}"
+    if not written.startswith("{"):
+        raise NoCall("no object")
+    return written

@@ -9,44 +9,36 @@ from __future__ import annotations
 
 import re
 
-from rosellm.roseinfer.text.parts import Call
+from rosellm.roseinfer.text.tools.calls import Calls
 from rosellm.roseinfer.text.tools.format import Shape, ToolFormat
-from rosellm.roseinfer.text.tools.json_calls import arguments, leading_value, read_calls
+from rosellm.roseinfer.text.tools.incoming import SPACE, Incoming, Waits
+from rosellm.roseinfer.text.tools.json_calls import read_arguments, read_calls
 
-_NAME = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?\[ARGS\]\s*")
-_NEXT = re.compile(r"\s*(?:\[TOOL_CALLS\]|$)")
-
-
-def read(text: str) -> list[Call] | None:
-    """The calls behind the first ``[TOOL_CALLS]``."""
-    if _NAME.match(text) is None:
-        return read_calls(text.removeprefix("[TOOL_CALLS]"))
-    try:
-        return _named(text)
-    except (ValueError, RecursionError):
-        return None
+_START, _CALL_ID, _ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+_NAME = re.compile(r"[\w.-]+")
 
 
-def _named(text: str) -> list[Call]:
-    calls, place = [], 0
-    while place < len(text):
-        name = _NAME.match(text, place)
-        if name is None:
-            raise ValueError("no name")
-        value = leading_value(text, name.end())
-        then = _NEXT.match(text, name.end() + len(value))
-        if then is None:
-            raise ValueError("something else follows")
-        calls.append(Call(name[1], arguments(value)))
-        place = then.end()
-    return calls
+def read(text: Incoming, calls: Calls) -> Waits[None]:
+    """All calls of the older form, or one of the newer, behind which another may start."""
+    yield from text.starts(_START)  # some write it twice
+    if (yield from text.peek(SPACE)) in ("[", "{"):
+        yield from read_calls(text, calls)
+        return
+    name = yield from text.run(_NAME)
+    yield from text.peek(SPACE)
+    if (yield from text.starts(_CALL_ID)):
+        yield from text.peek(SPACE)
+        yield from text.run(_NAME)
+        yield from text.peek(SPACE)
+    yield from text.expect(_ARGS)
+    yield from read_arguments(text, calls, name)
 
 
 FORMAT = ToolFormat(
-    start="[TOOL_CALLS]",
+    start=_START,
     end="",
     read=read,
-    inner=("[ARGS]", "[CALL_ID]"),
+    inner=(_ARGS, _CALL_ID),
     shape=Shape(
         before_name='{"name": "',
         before_arguments='", "arguments": ',

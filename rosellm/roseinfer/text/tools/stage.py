@@ -1,21 +1,21 @@
-"""Takes tool calls out of an answer.
+"""Takes tool calls out of an answer, while they are written.
 
-A call comes out when it is complete: only then is it known to be one. What looks like a call and
-is none (no JSON, a tool that does not exist) is text, as it was written. White space between
-calls, and between text and a call, belongs to the format.
+What looks like a call and is none (no JSON, a tool that does not exist) is text, as it was written;
+what has begun as one stays one (``calls.py``). White space between calls, and between text and a
+call, belongs to the format.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 from rosellm.roseinfer.text.markers import begun, first_of
-from rosellm.roseinfer.text.parts import Call, Parts
+from rosellm.roseinfer.text.parts import Parts
+from rosellm.roseinfer.text.tools.calls import Calls
 from rosellm.roseinfer.text.tools.format import ToolFormat
+from rosellm.roseinfer.text.tools.incoming import SPACE, Incoming, NoCall, Waits
 
-_ESCAPED = re.compile(r"\\.", re.DOTALL)
-_PATIENCE = 8  # times that an answer is read anew from a marker on, which bounds the work
+_AGAIN = 50_000  # characters of an answer that are read anew at most, which bounds the work
 
 
 class ToolCalls:
@@ -24,119 +24,127 @@ class ToolCalls:
     Args:
         names: the tools there are; another name makes no call.
         most: calls after so many are dropped; None takes all.
-
-    Attributes:
-        enough: whether ``most`` has been reached.
     """
 
     def __init__(self, format: ToolFormat, names: Collection[str], most: int | None = None) -> None:
         self._format = format
-        self._names = frozenset(names)
-        self._most = most
-        self._calls = 0
-        self._pending = ""
-        self._opened: str | None = None  # what has begun a call, while inside of one
-        self._looked = 0  # characters inside that hold no end marker
+        self._text = Incoming()
+        self._calls = Calls(self._text, format.markers, names, most)
+        self._reader: Waits[None] | None = None  # while inside of what may be calls
+        self._marker = ""  # what has begun it
+        self._made = 0  # calls before it
+        self._ends = False  # whether the end marker of broken calls may still come
         self._gap = ""  # white space that counts if content follows
         self._said = False  # whether content that is not white space has come out
-        self._patience = _PATIENCE
+        self._again = _AGAIN
 
     @property
     def enough(self) -> bool:
-        return self._most is not None and self._calls >= self._most
+        """Whether nothing that may still come counts."""
+        return self._calls.enough
+
+    @property
+    def whole(self) -> bool:
+        """Whether no call has come out that is broken, or was cut off."""
+        return self._calls.whole
 
     def feed(self, text: str) -> Parts:
-        self._pending += text
-        return self._proceed(last=False)
+        self._text.feed(text)
+        return self._proceed()
 
     def flush(self) -> Parts:
-        parts = self._proceed(last=True)
-        gap, self._gap = self._gap, ""
-        return parts if self._calls else parts + Parts(gap)
+        self._text.last = True
+        parts = self._proceed()
+        return parts if self._calls.made else parts + Parts(self._gap)
 
-    def _proceed(self, last: bool) -> Parts:
+    def _proceed(self) -> Parts:
         parts = Parts()
         while not self.enough:
-            step = self._outside(last) if self._opened is None else self._inside(last)
+            step = self._outside() if self._reader is None else self._inside(self._reader)
             if step is None:
-                return parts
+                break
             parts += step
-        self._pending = self._gap = ""
-        return parts
+        return parts + Parts(calls=self._calls.take())
 
     # -- between calls -----------------------------------------------------------------------
 
-    def _outside(self, last: bool) -> Parts | None:
+    def _outside(self) -> Parts | None:
         """One step on; None where more text has to come."""
-        start, text = self._format.start, self._pending
-        if self._begins_bare():
+        start, text, last = self._format.start, self._text.rest, self._text.last
+        if self._begins_bare(text):
             return self._open("", 0)
-        found = first_of(text, [start])
+        markers = [start, self._format.end] if self._ends else [start]
+        found = first_of(text, markers)
+        if found is not None and found[1] == start:
+            return self._say(text[: found[0]]) + self._open(start, found[0] + len(start))
         if found is not None:
-            before = self._say(text[: found[0]])
-            return before + self._open(start, found[0] + len(start))
+            self._text.drop(found[0] + len(found[1]))
+            parts, self._ends, self._gap = self._say(text[: found[0]]), False, ""
+            return parts
         if self._format.bare and not self._said and not text.strip() and not last:
             return None
-        certain = len(text) - (0 if last else begun(text, [start]))
-        self._pending = text[certain:]
+        certain = len(text) - (0 if last else begun(text, markers))
+        self._text.drop(certain)
         return self._say(text[:certain]) if certain else None
 
-    def _begins_bare(self) -> bool:
+    def _begins_bare(self, text: str) -> bool:
         bare = self._format.bare
-        at_start = bool(bare) and not self._said and not self._calls
-        return at_start and self._pending.lstrip().startswith(bare)
+        at_start = bool(bare) and not self._said and not self._calls.made
+        return at_start and text.lstrip().startswith(bare)
 
     def _open(self, marker: str, length: int) -> Parts:
-        self._opened, self._looked = marker, 0
-        self._pending = self._pending[length:]
+        self._text.drop(length)
+        self._marker, self._made, self._ends = marker, self._calls.made, False
+        self._reader = self._read()
         return Parts()
 
     # -- inside of one -----------------------------------------------------------------------
 
-    def _inside(self, last: bool) -> Parts | None:
-        end = self._format.end
-        place = self._pending.find(end, self._looked) if end else -1
-        if place >= 0:
-            return self._at_end(place)
-        if last:
-            return self._at_last()
-        self._looked = max(self._looked, len(self._pending) - len(end) + 1)
-        return None
+    def _read(self) -> Waits[None]:
+        yield from self._text.peek(SPACE)
+        yield from self._format.read(self._text, self._calls)
+        if (yield from self._text.peek(SPACE)):
+            if not self._format.end:
+                raise NoCall("something else")
+            yield from self._text.expect(self._format.end)
+        if self._calls.made == self._made:
+            raise NoCall("none")
 
-    def _at_end(self, place: int) -> Parts | None:
-        """At an end marker, which may be part of a string in the arguments."""
-        body, length = self._pending[:place], place + len(self._format.end)
-        calls = self._read(body)
-        if calls is None and self._patience and _in_string(body):
-            self._patience -= 1
-            self._looked = length
-            return Parts()
-        return self._close(calls, length)
-
-    def _at_last(self) -> Parts:
-        """The text ends inside. If a call's end was taken for part of a string, it is one now."""
-        calls, end = self._read(self._pending), self._format.end
-        place = self._pending.find(end) if end else -1
-        if calls is None and place >= 0:
-            return self._close(None, place + len(end))
-        return self._close(calls, len(self._pending))
-
-    def _read(self, body: str) -> list[Call] | None:
-        calls = self._format.read(body)
-        if calls is None or any(call.name not in self._names for call in calls):
+    def _inside(self, reader: Waits[None]) -> Parts | None:
+        try:
+            next(reader)
             return None
-        return calls
+        except StopIteration:
+            self._text.drop(0)
+            return self._close()
+        except NoCall:
+            return self._fail()
 
-    def _close(self, calls: list[Call] | None, length: int) -> Parts:
-        written = (self._opened or "") + self._pending[:length]
-        self._pending, self._opened = self._pending[length:], None
-        if calls is None:
-            return self._say(written)
-        if self._most is not None:
-            calls = calls[: self._most - self._calls]
-        self._calls += len(calls)
-        self._gap = ""
-        return Parts(calls=tuple(calls))
+    def _close(self) -> Parts:
+        self._reader, self._gap = None, ""
+        self._calls.enough = self._calls.enough or self._calls.all_made
+        return Parts()
+
+    def _fail(self) -> Parts:
+        """What comes behind the calls so far is content, unless it holds others."""
+        text, calls = self._text, self._calls
+        unread, back = text.text[text.keep : text.place], text.keep
+        if calls.open:
+            calls.end(whole=False)
+        if text.at_end and unread.strip():
+            calls.whole = False
+        some = calls.made > self._made
+        if some:
+            self._close()
+            self._ends = bool(self._format.end)
+        if self.enough:
+            return Parts()
+        self._reader = None
+        if (self._marker or some) and len(unread) <= self._again:
+            self._again -= len(unread)
+            text.place, unread = back, ""
+        text.drop(0)
+        return self._say(("" if some else self._marker) + unread)
 
     def _say(self, text: str) -> Parts:
         """Content, but for white space at its end."""
@@ -145,8 +153,3 @@ class ToolCalls:
         self._gap = text[len(said) :]
         self._said = self._said or bool(said)
         return Parts(said)
-
-
-def _in_string(json: str) -> bool:
-    """Whether a string is open at the end of a piece of JSON."""
-    return _ESCAPED.sub("", json).count('"') % 2 == 1

@@ -1,0 +1,48 @@
+"""What a tenant that asks for much may cost those that ask for little, who feel it in every step.
+
+A tenant with many requests gains by more streams at once. One with few does not: its streams all
+run, and each stream of another makes their steps longer. So the first may make a step ``stretch``
+times as long as the streams of the others take alone: half of the time that this allows is for its
+streams, of which it may have one in any case, and what is left is for prompts (``chunks.py``).
+
+Where streams are nearly free, as on a GPU that has too few of them, that bounds nothing; nor are
+tenants bounded by those that ask for more than a quarter as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rosellm.roseinfer.scheduling.decoding import Decoding
+from rosellm.roseinfer.scheduling.fairness import Queue, Tenant
+
+
+class Neighbours:
+    """
+    Args:
+        queue: all tenants.
+        decoding: what streams take.
+        stretch: times as long as without a tenant that asks for much, steps of others may be.
+    """
+
+    def __init__(self, queue: Queue, decoding: Decoding, stretch: float) -> None:
+        self._queue = queue
+        self._decoding = decoding
+        self._streams_share = (stretch - 1) / 2
+
+    def spared(self, tenants: Iterable[Tenant]) -> int:
+        """Streams, running or to come, of those that ask for little beside one of these."""
+        modest = self._queue.modest(max(tenants, key=lambda tenant: tenant.asks))
+        return sum(tenant.asks for tenant in modest)
+
+    def holds_back(self, tenant: Tenant) -> bool:
+        """Whether one more sequence of a tenant would take the time that others' streams need."""
+        modest = self._queue.modest(tenant)
+        if not modest or not tenant.running:
+            return False
+        share = self._streams_share * tenant.share / max(other.share for other in modest)
+        alone = self._decoding.seconds(sum(other.asks for other in modest))
+        if self._decoding.each * (tenant.running + 1) <= share * alone:
+            return False
+        self._queue.hold_back(tenant, modest)
+        return True
