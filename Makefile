@@ -34,7 +34,7 @@ EXTRAS :=
 BESIDE = --numprocesses $(WORKERS) --dist loadfile
 named_model = $(if $(MODEL),"$(MODEL)")
 
-.PHONY: help serve test test-full test-clients fuzz soak sanitize check format gpu bench clean
+.PHONY: help serve test test-full test-clients fuzz fuzz-files soak sanitize check format gpu bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -49,7 +49,10 @@ test-full: $(DEV) $(NATIVE) ## run the slow tests too
 	TESTS_THOROUGH=1 $(BIN)/python -m pytest $(BESIDE) -m "not gpu and not network" $(ARGS)
 
 fuzz: $(DEV) $(NATIVE) ## send requests made at random: make fuzz [FUZZ_CASES=1000000] [FUZZ_SEED=7]
-	FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -s -o timeout=0 $(ARGS)
+	@exec $(BIN)/python -m tests.fuzz.run --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) $(ARGS)
+
+fuzz-files: $(DEV) $(NATIVE) ## take in files damaged at random: make fuzz-files [ARGS="--first 1000 --count 10000"]
+	@exec $(BIN)/python -m tests.faults.hostile_files $(ARGS)
 
 soak: $(RUNTIME) $(NATIVE) ## serve half an hour of load with faults in it: make soak [MODEL=path] [ARGS="--minutes 5"]
 	@exec $(BIN)/python -m benchmarks.soak $(named_model) $(ARGS)
