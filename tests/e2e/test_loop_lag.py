@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.conftest import Server, start_server, write_tokenizer
 from tests.tiny_models import write_llama
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 0.05
 LAG = "rosellm:event_loop_lag_seconds"
 WORDS = "the quick brown fox, née Zorro, jumps over the lazy dog and 1234 others. "

@@ -1,7 +1,7 @@
 """Takes models in as a server does, on both sides; what comes of hostile ones.
 
-As a program, ``loading.py FOLDER FIRST COUNT`` tries so many seeds on copies of the models in a
-folder, and prints one line for each that did worse than being refused.
+As a program, ``loading.py FOLDER REPLIES`` reads seeds from its input, a line each, tries them on
+copies of the models in the folder, and writes a verdict a line to the file descriptor REPLIES.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import sys
 import tempfile
 import time
 import traceback
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rosellm.roseinfer.config import SamplingDefaults
 from rosellm.roseinfer.engine.build import build_engine
@@ -30,6 +33,27 @@ from tests.tiny_models import engine_config
 MEMORY_BYTES = 6 << 30
 SLOW_S = 20.0
 HI = [{"role": "user", "content": "Hi, naïve café"}]
+Outcome = Literal["served", "refused", "wrong"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one hostile version.
+
+    Attributes:
+        file: that was changed, and in which model.
+        said: the refusal, or what is wrong.
+        change: of the file, shortened.
+    """
+
+    seed: int
+    outcome: Outcome
+    file: str = ""
+    said: str = ""
+    change: str = ""
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, {self.file}: {self.said} [{self.change}]"
 
 
 def take_in(model: Path, tokenizer: Path) -> None:
@@ -50,37 +74,72 @@ def take_in(model: Path, tokenizer: Path) -> None:
             core.step()
 
 
-def verdict(seed: int, pristine: Path) -> str:
-    """What is wrong with how a hostile version was taken in; empty where nothing is."""
+def mutated(seed: int, pristine: Path, place: Path) -> tuple[Path, str, str]:
+    """Write the hostile version of a seed; where it is, which file was changed, and how."""
     mutator = Mutator(seed)
+    kind = mutator.random.choice(sorted(path.name for path in pristine.iterdir()))
+    folder = place / "model"
+    shutil.copytree(pristine / kind, folder)
+    chosen = mutator.random.choice(sorted(path for path in folder.iterdir() if path.is_file()))
+    mutator.file(chosen)
+    before = (pristine / kind / chosen.name).read_bytes()
+    return folder, f"{kind}/{chosen.name}", _change(before, chosen.read_bytes())
+
+
+def verdict(seed: int, pristine: Path) -> Verdict:
+    """How the hostile version of a seed was taken in."""
     with tempfile.TemporaryDirectory() as place:
-        kind = mutator.random.choice(sorted(path.name for path in pristine.iterdir()))
-        folder = Path(place) / "model"
-        shutil.copytree(pristine / kind, folder)
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        chosen = mutator.random.choice(files)
-        mutator.file(chosen)
+        folder, file, change = mutated(seed, pristine, Path(place))
         checkpoint = next(folder.glob("*.pt"), folder)
-        about = f"seed {seed}, {kind}/{chosen.name}"
         started = time.monotonic()
-        try:
-            take_in(checkpoint, folder)
-        except RosellmError as error:
-            if not str(error).isprintable() or len(str(error)) > 1500:
-                return f"{about}: no short line: {str(error)[:200]!r}"
-        except BaseException as error:
-            place_of = traceback.extract_tb(error.__traceback__)
-            ours = [frame for frame in place_of if "/rosellm/" in frame.filename][-1:]
-            where = f"{Path(ours[0].filename).name}:{ours[0].lineno}" if ours else "?"
-            return f"{about}: {type(error).__name__} at {where}: {str(error)[:200]!r}"
+        outcome, said = _tried(checkpoint, folder)
         took = time.monotonic() - started
-        return f"{about}: took {took:.1f} s" if took > SLOW_S else ""
+        if took > SLOW_S:
+            outcome, said = "wrong", f"took {took:.1f} s"
+        return Verdict(seed, outcome, file, said, change)
 
 
-def main(folder: str, first: str, count: str) -> int:
+def _tried(checkpoint: Path, folder: Path) -> tuple[Outcome, str]:
+    try:
+        take_in(checkpoint, folder)
+    except RosellmError as error:
+        line = str(error)
+        if not line.isprintable() or len(line) > 1500:
+            return "wrong", f"no short line: {line[:200]!r}"
+        return "refused", line
+    except BaseException as error:
+        place_of = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in place_of if "/rosellm/" in frame.filename][-1:]
+        where = f"{Path(ours[0].filename).name}:{ours[0].lineno}" if ours else "?"
+        return "wrong", f"{type(error).__name__} at {where}: {str(error)[:200]!r}"
+    return "served", ""
+
+
+def _change(before: bytes, after: bytes) -> str:
+    """From the first byte that differs to the last one."""
+    start = _agreeing(before, after)
+    end = _agreeing(before[start:][::-1], after[start:][::-1])
+    gone, come = before[start : len(before) - end], after[start : len(after) - end]
+    return f"at byte {start}: {_short(gone)} became {_short(come)}"
+
+
+def _agreeing(one: bytes, other: bytes) -> int:
+    """How many bytes at the start are the same."""
+    most = min(len(one), len(other))
+    return bisect_left(range(most), True, key=lambda at: one[: at + 1] != other[: at + 1])
+
+
+def _short(content: bytes) -> str:
+    shown = repr(content[:60])
+    return shown if len(content) <= 60 else f"{shown}... ({len(content)} bytes)"
+
+
+def main(folder: str, replies: str) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    for seed in range(int(first), int(first) + int(count)):
-        print(json.dumps({"seed": seed, "wrong": verdict(seed, Path(folder))}), flush=True)
+    with open(int(replies), "w", buffering=1) as told:
+        for line in sys.stdin:
+            found = verdict(int(line), Path(folder))
+            print(json.dumps(asdict(found)), file=told)
     return 0
 
 

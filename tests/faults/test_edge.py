@@ -240,6 +240,7 @@ def test_a_body_that_turns_out_too_large(guarded: Server) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.alone
 def test_slow_headers(guarded: Server) -> None:
     began = time.monotonic()
     answer = say(guarded, b"GET /health HTTP/1.1\r\nHost: ")
@@ -253,6 +254,7 @@ def test_a_slow_body(guarded: Server) -> None:
     assert answer.status == 408
 
 
+@pytest.mark.alone
 def test_drops_do_not_put_the_deadline_off(guarded: Server) -> None:
     with connect(guarded) as connection:
         connection.sendall(POST + b"Content-Length: 100\r\n\r\n")

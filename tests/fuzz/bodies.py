@@ -1,191 +1,165 @@
-"""Request bodies from the schemas that the server itself reads them by, and damaged ones."""
+"""Requests from the schemas that the server itself reads them by, and damaged ones.
+
+A request is drawn by a ``random.Random``: one made from a seed and the number of a case gives the
+same request again.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from random import Random
 
 from rosellm.roseinfer.server.parameters import ENDPOINTS
 from rosellm.roseinfer.server.schemas.fields import Body
+from tests.fuzz.values import (
+    Draw,
+    Drawing,
+    Value,
+    damaged,
+    garbled,
+    number,
+    one_of,
+    several,
+)
 
-Value = Any
-Node = Mapping[str, Any]
+NAMES = ("tiny-llama", "roseinfer-gpt2")
 
-TEXT = st.text(max_size=12)
-NAMES = ("tiny", "roseinfer-gpt2")
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as it goes out."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    headers: Sequence[tuple[str, str]] = ()
+
+
+def _token(random: Random) -> int:
+    return random.randrange(400)
+
+
+def _bias(random: Random) -> Value:
+    return {str(_token(random)): number(random, -100, 100) for _ in range(random.randrange(5))}
+
+
+LEAVES: tuple[Value, ...] = (
+    *({}, True, False, {"type": "string"}, {"type": "integer", "minimum": 3}),
+    *({"enum": [1, "a", None]}, {"const": 5}, {"$ref": "#"}, {"$ref": "#/$defs/x"}),
+    *({"type": "string", "pattern": "a{1,50}b*"}, {"format": "date"}, {"type": "nothing"}),
+)
+
+
+def _schema(random: Random, depth: int = 3) -> Value:
+    """A JSON Schema for an answer to match."""
+    kind = random.randrange(6) if depth else 5
+    if kind == 0:
+        found = {
+            random.choice("abé"): _schema(random, depth - 1) for _ in range(random.randrange(4))
+        }
+        return {"type": "object", "properties": found, "required": list(found)}
+    if kind == 1:
+        return {"type": "array", "items": _schema(random, depth - 1), "maxItems": 3}
+    if kind in (2, 3):
+        every = [_schema(random, depth - 1) for _ in range(random.randint(1, 3))]
+        return {["anyOf", "allOf"][kind - 2]: every}
+    return random.choice(LEAVES)
+
+
+def _object_schema(random: Random) -> Value:
+    found = _schema(random)
+    return found if isinstance(found, dict) else {}
+
+
 # What a schema allows and would only take long: the same with less work.
-SMALL: dict[str, SearchStrategy[Any]] = {
-    "model": st.sampled_from(NAMES),
-    "n": st.integers(1, 3),
-    "best_of": st.integers(1, 4),
-    "max_tokens": st.integers(0, 12),
-    "max_completion_tokens": st.integers(0, 12),
-    "max_new_tokens": st.integers(1, 12),
-    "min_tokens": st.integers(0, 4),
-    "dimensions": st.integers(1, 48),
-    "timeout": st.sampled_from([0.001, 0.05, 30]),
-    "tokens": st.lists(st.integers(0, 399), max_size=20),
-    "logit_bias": st.dictionaries(st.integers(0, 399).map(str), st.floats(-100, 100), max_size=4),
-    "stop_token_ids": st.lists(st.integers(0, 399), max_size=4),
+SMALL: Mapping[str, Draw] = {
+    "model": one_of(*NAMES),
+    "n": lambda random: random.randint(1, 3),
+    "best_of": lambda random: random.randint(1, 4),
+    "max_tokens": lambda random: random.randint(0, 6),
+    "max_completion_tokens": lambda random: random.randint(0, 6),
+    "max_new_tokens": lambda random: random.randint(1, 6),
+    "min_tokens": lambda random: random.randint(0, 4),
+    "dimensions": lambda random: random.randint(1, 48),
+    "timeout": one_of(0.001, 0.05, 30),
+    "tokens": several(_token, 20),
+    "logit_bias": _bias,
+    "stop_token_ids": several(_token, 4),
+    "schema": _object_schema,
+    "parameters": _object_schema,
+    "json": _schema,
+    "regex": one_of("a+", "[ab]{3}", "(", "", r"\d+", "(a|b)*c", r"[^\x00]{1,9}"),
+    "grammar": one_of('start: "a" | "b"', "start: x", 'root ::= "a"', "", "start: /a+/"),
 }
-SCHEMAS = st.recursive(
-    st.sampled_from(
-        [
-            *({}, True, False, {"type": "string"}, {"type": "integer", "minimum": 3}),
-            *({"enum": [1, "a", None]}, {"const": 5}, {"$ref": "#"}, {"$ref": "#/$defs/x"}),
-            *({"type": "string", "pattern": "a{1,50}b*"}, {"format": "date"}, {"type": "nothing"}),
-        ]
-    ),
-    lambda inner: st.one_of(
-        st.dictionaries(st.sampled_from(["a", "b", "é"]), inner, max_size=3).map(
-            lambda found: {"type": "object", "properties": found, "required": list(found)}
-        ),
-        inner.map(lambda found: {"type": "array", "items": found, "maxItems": 3}),
-        st.lists(inner, min_size=1, max_size=3).map(lambda found: {"anyOf": found}),
-        st.lists(inner, min_size=1, max_size=3).map(lambda found: {"allOf": found}),
-    ),
-    max_leaves=5,
-)
-SMALL |= {
-    "schema": SCHEMAS.filter(lambda found: isinstance(found, dict)),
-    "parameters": SCHEMAS.filter(lambda found: isinstance(found, dict)),
-    "json": SCHEMAS,
-    "regex": st.sampled_from(["a+", "[ab]{3}", "(", "", r"\d+", "(a|b)*c", r"[^\x00]{1,9}"]),
-    "grammar": st.sampled_from(['start: "a" | "b"', "start: x", 'root ::= "a"', "", "start: /a+/"]),
-}
-
-HOSTILE: tuple[Value, ...] = (
-    *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 2**64, 10**30, 1e308, 5e-324, -0.0),
-    *(math.nan, math.inf, -math.inf, "", " ", "\0", "\ud800", "\U0010ffff", "é" * 300, "{{ 1 }}"),
-    *("<tool_call>", "</think>", "<|endoftext|>", "a" * 3000, [], {}, [[]], [{}], {"": {}}, [None]),
-    *({"type": "nothing"}, {"$ref": "#"}, ["a"] * 50, [5] * 100, {"role": "user"}, "NaN", "5"),
-)
 
 
 @cache
-def bodies(schema: type[Body]) -> SearchStrategy[Value]:
+def bodies(schema: type[Body]) -> Draw:
     """Values of a request's schema: most are served, some break a rule that no schema says."""
     shown = schema.model_json_schema()
-    return _of(shown, shown.get("$defs", {}), "")
+    return Drawing(shown.get("$defs", {}), SMALL).of(shown)
 
 
-@st.composite
-def requests(draw: DrawFn) -> tuple[str, bytes]:
-    """A path, and the bytes of a body: as they should be, damaged in places, or in any byte."""
-    endpoint = draw(st.sampled_from(ENDPOINTS))
+def request(random: Random) -> Sent:
+    """A path, and a body: as it should be, damaged in places, or in any byte."""
+    endpoint = random.choice(ENDPOINTS)
     path = endpoint.path
-    if path == "/v1/chat/completions" and draw(st.booleans()):
+    if path == "/v1/chat/completions" and random.random() < 0.5:
         path += "/render"
-    body = draw(bodies(endpoint.request))
-    for _ in range(draw(st.integers(0, 3))):
-        body = draw(_damaged(body))
-    sent = json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
-    if draw(st.integers(0, 9)) == 0:
-        sent = draw(_garbled(sent))
-    return path, sent
+    body = bodies(endpoint.request)(random)
+    for _ in range(random.randint(0, 3)):
+        body = damaged(random, body)
+    sent = json.dumps(body, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass")
+    if random.randrange(10) == 0:
+        sent = garbled(random, sent)
+    return Sent("POST", path, sent)
 
 
-def _of(node: Node, defs: Node, name: str) -> SearchStrategy[Value]:
-    if name in SMALL:
-        return SMALL[name]
-    if "$ref" in node:
-        return _of(defs[node["$ref"].rpartition("/")[2]], defs, "")
-    for union in ("anyOf", "oneOf"):
-        if union in node:
-            return st.one_of([_of(each, defs, "") for each in node[union]])
-    if "const" in node:
-        return st.just(node["const"])
-    if "enum" in node:
-        return st.sampled_from(node["enum"])
-    return KINDS.get(node.get("type", ""), _anything)(node, defs)
+METHODS = ("GET", "POST", "PUT", "OPTIONS", "HEAD", "BREW")
+TOKEN = "!#$%&'*+-.^_`|~0189azAZ"
+PATHS = (
+    *("/", "/v1/completions", "/v1/models/%2e%2e", "/health/..", "/v1//models", "/metrics"),
+    *("/v1/models/tiny-llama", "/v1/chat/completions/", "/openapi.json", "/livez?x=%00", "/%ff"),
+)
+HEADERS = (
+    *("accept", "authorization", "content-type", "content-encoding", "cookie", "origin"),
+    *("traceparent", "x-request-id", "x-forwarded-for", "range", "if-none-match", "referer"),
+)
+VALUES = ("*", "gzip", "Bearer ", "application/json; charset=utf-16", "00-0-0-0", "bytes=0-", "")
+RESERVED = frozenset(
+    ("host", "content-length", "transfer-encoding", "connection", "expect", "upgrade")
+)
 
 
-def _object(node: Node, defs: Node) -> SearchStrategy[Value]:
-    if "properties" not in node:
-        return st.dictionaries(TEXT, _anything(node, defs), max_size=3)
-    fields = {name: _of(each, defs, name) for name, each in node["properties"].items()}
-    required = {name: fields.pop(name) for name in node.get("required", ())}
-    chosen = st.lists(st.sampled_from(sorted(fields)), max_size=5, unique=True) if fields else None
-    if chosen is None:
-        return st.fixed_dictionaries(required)
-    return chosen.flatmap(
-        lambda names: st.fixed_dictionaries(required | {name: fields[name] for name in names})
+def any_request(random: Random) -> Sent:
+    """Method, path and headers of any bytes that HTTP allows."""
+    path = random.choice(PATHS)
+    if random.random() < 0.5:
+        path = "/" + "".join([chr(random.randint(33, 126)) for _ in range(random.randrange(21))])
+    body = bytes([random.randrange(256) for _ in range(random.randrange(21))])
+    headers = [_header(random) for _ in range(random.randrange(4))]
+    return Sent(
+        random.choice(METHODS),
+        path.replace("#", "?"),
+        body,
+        tuple((name, value) for name, value in headers if name.lower() not in RESERVED),
     )
 
 
-def _array(node: Node, defs: Node) -> SearchStrategy[Value]:
-    least = node.get("minItems", 0)
-    most = min(node.get("maxItems", least + 3), least + 3)
-    return st.lists(_of(node.get("items", {}), defs, ""), min_size=least, max_size=most)
-
-
-def _string(node: Node, _: Node) -> SearchStrategy[Value]:
-    if "pattern" in node:
-        return st.from_regex(node["pattern"], fullmatch=True).map(lambda found: found[:64])
-    return st.text(min_size=node.get("minLength", 0), max_size=node.get("minLength", 0) + 12)
-
-
-def _integer(node: Node, _: Node) -> SearchStrategy[Value]:
-    least = node.get("minimum", -(2**63))
-    return st.integers(least, node.get("maximum", node.get("exclusiveMaximum", 2**63) - 1))
-
-
-def _number(node: Node, _: Node) -> SearchStrategy[Value]:
-    least = node.get("minimum", node.get("exclusiveMinimum"))
-    most = node.get("maximum")
-    bounds = st.floats(least, most, allow_nan=False, allow_infinity=False)
-    return bounds.filter(lambda found: found != node.get("exclusiveMinimum"))
-
-
-def _anything(_: Node, __: Node) -> SearchStrategy[Value]:
-    return st.recursive(
-        st.one_of(st.none(), st.booleans(), st.integers(-5, 5), TEXT),
-        lambda inner: st.one_of(
-            st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)
-        ),
-        max_leaves=4,
+def _header(random: Random) -> tuple[str, str]:
+    name = "".join([random.choice(TOKEN) for _ in range(random.randint(1, 12))])
+    value = "".join([chr(random.randint(32, 126)) for _ in range(random.randrange(31))])
+    known = random.random() < 0.5
+    return (
+        random.choice(HEADERS) if known else name,
+        random.choice(VALUES) if known and random.random() < 0.5 else value,
     )
 
 
-KINDS: dict[str, Callable[[Node, Node], SearchStrategy[Value]]] = {
-    "object": _object,
-    "array": _array,
-    "string": _string,
-    "integer": _integer,
-    "number": _number,
-    "boolean": lambda *_: st.booleans(),
-    "null": lambda *_: st.none(),
-}
-
-
-@st.composite
-def _damaged(draw: DrawFn, body: Value) -> Value:
-    """A value with one place of it replaced, taken away, or joined by something new."""
-    if isinstance(body, dict) and body and draw(st.integers(0, 5)):
-        key = draw(st.sampled_from(sorted(body)))
-        how = draw(st.integers(0, 9))
-        if how == 0:
-            return {name: each for name, each in body.items() if name != key}
-        if how == 1:
-            return {**body, draw(st.sampled_from(["", "max_token", "é", "\ud800"])): 1}
-        return {**body, key: draw(_damaged(body[key]))}
-    if isinstance(body, list) and body and draw(st.integers(0, 5)):
-        place = draw(st.integers(0, len(body) - 1))
-        if draw(st.integers(0, 9)) == 0:
-            return [*body, *body, *body]
-        return [*body[:place], draw(_damaged(body[place])), *body[place + 1 :]]
-    return draw(st.sampled_from(HOSTILE))
-
-
-@st.composite
-def _garbled(draw: DrawFn, sent: bytes) -> bytes:
-    """Bytes with some of them cut out or replaced."""
-    start = draw(st.integers(0, len(sent)))
-    end = draw(st.integers(start, min(len(sent), start + 20)))
-    return sent[:start] + draw(st.binary(max_size=6)) + sent[end:]
+def case(seed: int, number: int) -> Sent:
+    """One of a long run: a body nine times in ten, else any request."""
+    random = Random((seed << 40) + number)
+    return any_request(random) if number % 10 == 9 else request(random)

@@ -2,79 +2,103 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import strategies as st
 
-from tests.fuzz.bodies import requests
-from tests.fuzz.conftest import Target, check, try_many
+from tests.e2e.conftest import Server
+from tests.fuzz import run
+from tests.fuzz.answers import Got
+from tests.fuzz.bodies import Sent, any_request, case, request
+from tests.fuzz.conftest import Target
+from tests.fuzz.described import try_description, try_many
+from tests.fuzz.run import Run
+from tests.fuzz.values import smaller
+
+RANDOM = st.randoms(use_true_random=False, note_method_calls=False)
 
 
+@pytest.mark.usefixtures("as_before")
 def test_request_bodies(target: Target) -> None:
     """Made of the schemas by which bodies are read, then damaged."""
-
-    def attempt(request: tuple[str, bytes]) -> None:
-        path, body = request
-        check(target.send("POST", path, body))
-
-    try_many(requests(), attempt, few=60, share=0.8)
+    try_many(RANDOM.map(request), lambda sent: target.send(sent) and None, 60, seed=None)
 
 
-def test_what_is_made_is_mostly_served(target: Target) -> None:
-    """Or else the test above would test refusals alone."""
-    statuses: list[int] = []
-
-    def attempt(request: tuple[str, bytes]) -> None:
-        statuses.append(target.send("POST", *request).status_code)
-
-    try_many(requests(), attempt, few=40, share=0.0001)
-    assert statuses.count(200) > len(statuses) / 10
-    assert statuses.count(400) > len(statuses) / 10
-
-
+@pytest.mark.usefixtures("as_before")
 def test_paths_methods_and_headers(target: Target) -> None:
     """Of any bytes that HTTP allows."""
-    token = st.text("!#$%&'*+-.^_`|~0189azAZ", min_size=1, max_size=12)
-    value = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
-    paths = st.one_of(
-        st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20).map("/".__add__),
-        st.sampled_from(["/v1/completions", "/v1/models/%2e%2e", "/health/..", "/v1//models"]),
-    )
-
-    def attempt(case: tuple[str, str, dict[str, str], bytes]) -> None:
-        method, path, headers, body = case
-        request = target.client.build_request(method, "http://fuzz/", headers=headers, content=body)
-        raw = path.encode()
-        request.url = request.url.copy_with(raw_path=raw.replace(b"#", b"?"))
-        check(target.runner.run(target.client.send(request)))
-
-    reserved = {"host", "content-length", "transfer-encoding", "connection"}
-    headers = st.dictionaries(token.filter(lambda name: name.lower() not in reserved), value)
-    cases = st.tuples(
-        st.sampled_from(["GET", "POST", "PUT", "OPTIONS", "HEAD", "BREW"]),
-        paths,
-        headers,
-        st.binary(max_size=20),
-    )
-    try_many(cases, attempt, few=40, share=0.1)
+    try_many(RANDOM.map(any_request), lambda sent: target.send(sent) and None, 40, seed=None)
 
 
-@pytest.fixture(scope="module")
-def api(target: Target) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", target.app)
-
-
-def test_the_servers_own_description(target: Target, api: Any) -> None:
+@pytest.mark.usefixtures("as_before")
+def test_the_servers_own_description(target: Target) -> None:
     """Schemathesis over each operation that ``/openapi.json`` tells of."""
-    operations = [found.ok() for found in api.get_all_operations()]
-    assert {operation.path for operation in operations} >= {"/v1/completions", "/health"}
+    assert try_description(target.app, target.answer, lambda operations: 2) >= 20
 
-    def attempt(case: Any) -> None:
-        sent = case.as_transport_kwargs(base_url="http://fuzz")
-        sent.pop("cookies", None)
-        check(target.runner.run(target.client.request(**sent)))
 
-    for operation in operations:
-        try_many(operation.as_strategy(), attempt, few=2, share=0.1 / len(operations))
+def test_a_slice_of_the_long_run(server: Server) -> None:
+    """Of `make fuzz`, at a server over sockets; always the same cases, most of them refused."""
+    report = asyncio.run(Run(server.port, lambda number: case(1, number)).rounds(0, 300))
+    assert not report.failures, report.failures[0]
+    assert report.statuses.total() == 300
+    assert report.statuses[200] > 30
+    assert report.statuses[400] > 100
+
+
+def test_a_case_is_the_same_again() -> None:
+    assert case(7, 12) == case(7, 12)
+    assert len({case(seed, number) for seed in range(3) for number in range(20)}) > 55
+
+
+def test_what_is_made_takes_every_path() -> None:
+    paths = Counter(request(Random(seed)).path for seed in range(500))
+    assert set(paths) >= {"/v1/chat/completions", "/v1/chat/completions/render", "/v1/embeddings"}
+    assert set(paths) >= {"/v1/completions", "/tokenize", "/detokenize", "/generate"}
+
+
+def test_a_failure_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To what it takes, and no more."""
+
+    async def attempt(_: Any, sent: Sent) -> tuple[int, str]:
+        body = json.loads(sent.body)
+        return 500, "bad" if "x" in str(body.get("a", "")) and "b" in body else ""
+
+    monkeypatch.setattr(run, "attempt", attempt)
+    body = {"c": [1, 2, {"d": None}], "a": ["y", {"z": "wwxww"}], "b": {"e": 1}}
+    sent = Sent("POST", "/", json.dumps(body).encode())
+    least = asyncio.run(run.smallest(None, sent))  # type: ignore[arg-type]
+    assert json.loads(least.body) in ({"a": [{"z": "x"}], "b": {}}, {"a": {"z": "x"}, "b": {}})
+    assert smaller({"a": 1}) == [{}]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wrong"),
+    [
+        (500, b'{"error": {"message": "m", "type": "t", "param": null, "code": null}}', True),
+        (503, b'{"error": {"message": "m", "type": "t", "param": null, "code": "no"}}', True),
+        (504, b'{"error": {"message": "m", "type": "t", "param": null, "code": "timeout"}}', False),
+        (400, b'{"error": {"message": "a\\nb", "type": "t", "param": null, "code": null}}', True),
+        (400, b'{"error": {"message": "m"}}', True),
+        (400, b"no JSON", True),
+        (200, b"anything", False),
+    ],
+)
+def test_what_an_answer_may_be(status: int, body: bytes, wrong: bool) -> None:
+    got = Got(status, {"x-request-id": "1"}, body)
+    assert bool(run.fault("POST", got)) == wrong
+    assert run.fault("POST", Got(status, {}, body))  # without its id
+
+
+def test_what_a_stream_may_be() -> None:
+    headers = {"x-request-id": "1", "content-type": "text/event-stream; charset=utf-8"}
+    late = b'data: {"error": {"code": "timeout"}}\n\n'
+    assert not run.fault("POST", Got(200, headers, b"data: {}\n\ndata: [DONE]\n\n"))
+    assert not run.fault("POST", Got(200, headers, b"data: {}\n\n" + late))
+    assert run.fault("POST", Got(200, headers, late.replace(b"timeout", b"oops")))
+    assert run.fault("POST", Got(200, headers, b"data: {}\n\n"))
+    assert run.fault("POST", Got(200, headers, b"data: {}\n\ndata: [DONE]\n\n", whole=False))

@@ -130,6 +130,18 @@ def test_chat_params_are_named(fields: dict[str, Any], param: str) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("key", ["a\nb", "\x1b[2J", "k" * 5000])
+def test_a_complaint_is_one_short_line_whatever_a_key_is(key: str) -> None:
+    async def test() -> None:
+        async with serving(says("x")) as server:
+            error = error_of(await server.chat(metadata={key: 5}), 400)
+            assert error["param"] == f"metadata.{key}"
+            assert error["message"].isprintable()
+            assert len(error["message"]) < 300
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize(
     ("prompt", "param"),
     [

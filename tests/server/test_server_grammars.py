@@ -204,6 +204,7 @@ def test_what_cannot_be_used_is_a_400_that_names_the_field() -> None:
     asyncio.run(test())
 
 
+@pytest.mark.alone
 def test_the_event_loop_does_not_wait_for_a_check() -> None:
     async def test() -> float:
         checker = Grammars(ByteTokenizer(), 300)

@@ -263,6 +263,7 @@ def test_the_process_is_told_of() -> None:
 MEMORY = "rosellm:process_anonymous_memory_bytes"
 
 
+@pytest.mark.alone
 def test_what_blocks_the_loop_is_seen_as_its_lag() -> None:
     seen: list[float] = []
 

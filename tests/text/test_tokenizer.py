@@ -505,6 +505,20 @@ def test_what_cannot_be_loaded(
     assert "\n" not in str(caught.value)
 
 
+def test_an_id_far_beyond_every_vocabulary(
+    tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """All ids below the largest one are gone through at start: that would take for ever."""
+    path = tmp_path / "tokenizer.json"
+    content = json.loads((tokenizer_folders["bytes"] / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    for far in (2**22, 2**31, 2**32 - 1):
+        vocabulary[next(iter(vocabulary))] = far
+        path.write_text(json.dumps(content))
+        with pytest.raises(ModelError, match=f"tokenizer.json: token id {far} is too large"):
+            load_tokenizer(str(path))
+
+
 def test_a_truncated_sentencepiece_model(
     tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rosellm.roseinfer.errors import EngineDeadError, RequestError
 from rosellm.roseinfer.server.answer import Answer
 from rosellm.roseinfer.server.error_body import as_request_error, error_body
 from rosellm.roseinfer.server.schemas.responses import to_json
@@ -18,7 +19,9 @@ DONE = b"data: [DONE]\n\n"
 class Streamed(Response):
     """Sends pieces as they come and closes the answer they come from, however it ends.
 
-    Leaving clients are not its business: ``CancelOnDisconnect`` cancels the request.
+    What the pieces fail with on the way can no longer be said: the transfer stays incomplete,
+    which the web server sees, logs and closes the connection for. Leaving clients are not its
+    business: ``CancelOnDisconnect`` cancels the request.
     """
 
     def __init__(self, answer: Answer, pieces: AsyncIterator[bytes], media_type: str) -> None:
@@ -33,8 +36,11 @@ class Streamed(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         with self._answer:
             await send(start)
-            async for piece in self._pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            try:
+                async for piece in self._pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            except (RequestError, EngineDeadError):
+                return
             await send({"type": "http.response.body", "body": b""})
 
 

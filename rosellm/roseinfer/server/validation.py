@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic_core.core_schema import ErrorType
 
-from rosellm.roseinfer.errors import RequestError
+from rosellm.roseinfer.errors import RequestError, shown
 from rosellm.roseinfer.server.schemas.fields import Body
 from rosellm.roseinfer.server.schemas.nesting import nested
 
@@ -54,8 +54,9 @@ def request_error(errors: Sequence[Mapping[str, Any]], body: Any, known: Known) 
     if kind == "extra_forbidden":
         return unknown(first["loc"], body, known)
     if kind == "missing":
-        return RequestError(f"{where} is required", param=where, code="missing_required_parameter")
-    return RequestError(f"{where}: {_complaint(first)}", param=where, code=_code(kind))
+        reason, code = f"{shown(where)} is required", "missing_required_parameter"
+        return RequestError(reason, param=where, code=code)
+    return RequestError(f"{shown(where)}: {_complaint(first)}", param=where, code=_code(kind))
 
 
 def unknown(location: Location, body: Any, known: Known) -> RequestError:

@@ -14,6 +14,9 @@ from rosellm.roseinfer.text.tokenizer import Tokenizer
 from rosellm.roseinfer.text.tokenizer_config import TokenizerConfig, read_tokenizer_config
 from rosellm.roseinfer.text.tokenizer_files import find_tokenizer_file
 
+MOST_TOKENS = 1 << 22
+"""Ids of a vocabulary: many times what any model has. All of them are gone through at start."""
+
 
 def load_tokenizer(source: str, chat_template: str | None = None) -> Tokenizer:
     """Load the tokenizer at ``source``, a folder or a file.
@@ -27,7 +30,7 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> Tokenizer:
     path = find_tokenizer_file(source)
     config = _read_config(path, chat_template)
     try:
-        return _load(path, config)
+        return _checked(path, _load(path, config))
     except (RosellmError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the libraries let all kinds through, a panic of Rust's too
@@ -60,6 +63,13 @@ def _load(path: Path, config: TokenizerConfig) -> Tokenizer:
 
     load = load_gpt2_files if path.name == "vocab.json" else load_tokenizer_json
     return load(path, config)
+
+
+def _checked(path: Path, tokenizer: Tokenizer) -> Tokenizer:
+    if tokenizer.vocab_size > MOST_TOKENS:
+        last = tokenizer.vocab_size - 1
+        raise ModelError(f"{path}: token id {last} is too large; ids go up to {MOST_TOKENS - 1}")
+    return tokenizer
 
 
 def _load_model_file(path: Path, config: TokenizerConfig) -> Tokenizer:

@@ -1,0 +1,59 @@
+"""What an answer must be, whatever was asked: itself, or a refusal in the one shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PLANNED = {503: "queue_full", 504: "timeout"}
+"""What a server may say that is not the request's fault, and the code that says it was meant."""
+
+
+@dataclass(frozen=True)
+class Got:
+    """An answer; the names of its headers are in lower case.
+
+    Attributes:
+        whole: whether it came to its end, before the connection did.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    whole: bool = True
+
+
+def check(method: str, got: Got) -> None:
+    """
+    Raises:
+        AssertionError: a server should not say that.
+    """
+    # What was no request to the server's edge has no id, and ends its connection.
+    assert got.headers.get("x-request-id") or got.headers.get("connection") == "close"
+    if not got.whole:  # a deadline in mid-stream, which only plain text has no form for
+        assert got.headers.get("content-type", "").startswith("text/plain"), "cut off"
+        return
+    if method == "HEAD":
+        assert not got.body
+        assert got.status < 500
+        return
+    if got.status < 400:
+        if got.headers.get("content-type", "").startswith("text/event-stream"):
+            _check_stream(got.body)
+        return
+    error = json.loads(got.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    if got.status >= 500:
+        assert got.status in PLANNED, error
+        assert error["code"] == PLANNED[got.status], error
+    assert "\n" not in error["message"], error
+    assert "Traceback" not in error["message"], error
+
+
+def _check_stream(body: bytes) -> None:
+    """Whole; only a deadline of its own may have ended it earlier, which its last event says."""
+    assert body.endswith(b"\n\n"), body[-500:]
+    last = body[:-2].rpartition(b"\n\n")[2].removeprefix(b"data: ")
+    if last != b"[DONE]":
+        assert json.loads(last)["error"]["code"] == PLANNED[504], body[-500:]
