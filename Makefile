@@ -6,6 +6,9 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Else each process that the tests start compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.stamp-runtime
@@ -23,9 +26,12 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 MODEL ?=
 ARGS ?=
 BENCH_ARGS ?=
+WORKERS ?= 2
 FUZZ_CASES ?= 1000000
 FUZZ_SEED ?= $(shell date +%s)
 EXTRAS :=
+# Files of tests are shared out among processes: much of a run is waiting for a server's start.
+BESIDE = --numprocesses $(WORKERS) --dist loadfile
 named_model = $(if $(MODEL),"$(MODEL)")
 
 .PHONY: help serve test test-full test-clients fuzz fuzz-files soak sanitize check format gpu bench clean
@@ -36,11 +42,11 @@ help: ## show this list
 serve: $(RUNTIME) $(NATIVE) ## serve the demo model, or another: make serve MODEL=path [ARGS="--port 8080"]
 	@exec $(BIN)/rosellm serve $(named_model) $(ARGS)
 
-test: $(DEV) $(NATIVE) ## run the tests: CPU, offline, quick
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) $(NATIVE) ## run the tests: CPU, offline, quick; WORKERS=0 runs them in one process
+	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
 
 test-full: $(DEV) $(NATIVE) ## run the slow tests too
-	TESTS_THOROUGH=1 $(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
+	TESTS_THOROUGH=1 $(BIN)/python -m pytest $(BESIDE) -m "not gpu and not network" $(ARGS)
 
 fuzz: $(DEV) $(NATIVE) ## send requests made at random: make fuzz [FUZZ_CASES=1000000] [FUZZ_SEED=7]
 	@exec $(BIN)/python -m tests.fuzz.run --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) $(ARGS)

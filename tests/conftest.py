@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import turns
 from tests.audit import rules
 from tests.audit.expected import expected
 
@@ -44,12 +45,14 @@ AUDIT = _Audit()
 sys.addaudithook(AUDIT.hook)
 
 
-def pytest_runtest_logstart(nodeid: str) -> None:
-    AUDIT.expected = expected(nodeid)
-
-
-def pytest_runtest_logfinish() -> None:
-    AUDIT.expected = None
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # waiting is not the test's time
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with turns.taken(alone=item.get_closest_marker("alone") is not None):
+        AUDIT.expected = expected(item.nodeid)
+        try:
+            return (yield)
+        finally:
+            AUDIT.expected = None
 
 
 @pytest.fixture(scope="session", autouse=True)

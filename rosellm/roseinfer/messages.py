@@ -175,7 +175,8 @@ class Stats(msgspec.Struct, omit_defaults=True):
         waiting: sequences that are not running, those whose grammar is being compiled included.
         waiting_grammar: how many those are.
         incomplete: answers that were to match a grammar and ended by their length before they did.
-        drafted, accepted: tokens that were drafted so far, and how many of them were right.
+        drafts: how often tokens were drafted so far, for one sequence in one step.
+        drafted, accepted: how many tokens, and how many of them were right.
         waiting_tokens: tokens of the prompts that wait; choices share their prompt.
     """
 
@@ -193,6 +194,7 @@ class Stats(msgspec.Struct, omit_defaults=True):
     drafted: int = 0
     accepted: int = 0
     waiting_tokens: int = 0
+    drafts: int = 0
 
 
 class Outputs(msgspec.Struct, tag="outputs"):

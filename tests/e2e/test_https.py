@@ -110,6 +110,7 @@ def open_files(server: Server) -> int:
     return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
 
 
+@pytest.mark.alone
 def test_a_handshake_that_is_not_finished_in_time_is_hung_up_on(
     secure: Server, trusted: ssl.SSLContext
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_handshake_that_is_not_finished_in_time_is_hung_up_on(
         assert time.monotonic() < until
 
 
+@pytest.mark.alone
 def test_handshakes_count_as_connections(secure: Server, trusted: ssl.SSLContext) -> None:
     idle = [
         socket.create_connection(("127.0.0.1", secure.port), timeout=20) for _ in range(CONNECTIONS)

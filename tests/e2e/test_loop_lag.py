@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.conftest import Server, start_server, write_tokenizer
 from tests.tiny_models import write_llama
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 0.05
 LAG = "rosellm:event_loop_lag_seconds"
 WORDS = "the quick brown fox, née Zorro, jumps over the lazy dog and 1234 others. "
@@ -107,6 +109,21 @@ def test_eight_megabytes_of_small_values_are_refused_in_time(
     answer = in_time(roomy, {"prompt": prompt}, "/v1/completions")
     assert answer.status_code == 400
     assert what in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("place", ["form", slow("tool")])
+def test_a_large_schema_is_refused_in_time(roomy: Server, place: str) -> None:
+    schema = {"type": "object", "enum": list(range(100_000)), "minProperties": 5}
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": "Once"}]}
+    if place == "form":
+        named = {"name": "large", "schema": schema}
+        fields["response_format"] = {"type": "json_schema", "json_schema": named}
+    else:
+        function = {"name": "large", "parameters": schema}
+        fields |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    answer = in_time(roomy, fields, "/v1/chat/completions")
+    assert answer.status_code == 400
+    assert "minProperties" in answer.text or place == "tool"
 
 
 def test_a_thousand_prompts_are_begun_in_time(roomy: Server) -> None:

@@ -90,6 +90,7 @@ def test_roots_differ_between_engines() -> None:
     assert len(set(hashes)) == 2
 
 
+@pytest.mark.alone
 def test_looking_up_a_long_prompt_again_is_cheap() -> None:
     """A prompt that waits for room is looked up every step."""
     tokens = [0, 1] * 50_000

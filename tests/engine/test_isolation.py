@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from itertools import product
+from operator import eq
 from typing import Any
 
 import pytest
@@ -140,11 +142,19 @@ def test_scores_and_vectors_that_are_no_numbers_are_errors(engine: EngineCore) -
     assert answers(engine, [pooled]) == {(9, 0): FAULT}
 
 
-@pytest.mark.parametrize("error", [RuntimeError("bug"), MemoryError(), torch.OutOfMemoryError()])
-@pytest.mark.parametrize("place", [0, 2, 4])
-@pytest.mark.parametrize("length", [2, 40, 200])
+ERRORS = [RuntimeError("bug"), MemoryError(), torch.OutOfMemoryError()]
+USUAL = (40, 2, ERRORS[0])  # two of the three at least in the short run
+
+
+@pytest.mark.parametrize(
+    ("length", "place", "error"),
+    [
+        pytest.param(*case, marks=() if sum(map(eq, case, USUAL)) > 1 else pytest.mark.slow)
+        for case in product([2, 40, 200], [0, 2, 4], ERRORS)
+    ],
+)
 def test_an_exception_over_one_row_is_that_requests_alone(
-    engine: EngineCore, error: Exception, place: int, length: int, monkeypatch: pytest.MonkeyPatch
+    engine: EngineCore, length: int, place: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the size of its parts, and it counts once among those that cannot be computed."""
     alone = answers(engine, INNOCENT)

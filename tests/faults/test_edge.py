@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.e2e.conftest import Server
 from tests.faults.conftest import CONNECTIONS, RECEIPT_S, STALL_S, connect, read, say
@@ -27,12 +28,21 @@ def ask(server: Server, **more: Any) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/completions", json={**ASK, **more}, timeout=30)
 
 
-def refusals(server: Server) -> Counter[str]:
-    """How many there were, by reason."""
+def counted(server: Server, name: str) -> list[Sample]:
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
     samples = [sample for family in families for sample in family.samples]
-    counted = [each for each in samples if each.name == "rosellm:rejected_total"]
-    return Counter({each.labels["reason"]: int(each.value) for each in counted})
+    return [each for each in samples if each.name == f"rosellm:{name}_total"]
+
+
+def refusals(server: Server) -> Counter[str]:
+    """How many there were, by reason."""
+    found = counted(server, "rejected")
+    return Counter({each.labels["reason"]: int(each.value) for each in found})
+
+
+def disconnects(server: Server) -> int:
+    [found] = counted(server, "client_disconnects")
+    return int(found.value)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +163,38 @@ def test_a_second_request_is_refused_as_the_first_one_would_be(guarded: Server) 
             assert read(connection).status == status
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [b"hello\r\n\r\n", POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", POST + b"x: y\0\r\n"],
+    ids=["nothing", "body", "header"],
+)
+def test_what_comes_behind_a_request_costs_it_no_answer(
+    guarded: Server, undisturbed: str, behind: bytes
+) -> None:
+    body = json.dumps(ASK).encode()
+    answer = say(guarded, POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body) + behind)
+    assert answer.status == 200
+    assert json.loads(answer.body)["choices"][0]["text"] == undisturbed
+    assert "connection: close" in answer.head
+
+
+def test_a_client_that_leaves_with_a_request_behind_another(guarded: Server) -> None:
+    """Both are noticed: the one that is answered is aborted, the other one never begins."""
+    body = json.dumps({**ASK, "prompt": ["Once"] * 30, "max_tokens": 480, "ignore_eos": True})
+    asked = POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body.encode())
+    before = disconnects(guarded)
+    with connect(guarded) as connection:
+        connection.sendall(asked + asked)
+        until = time.monotonic() + 10
+        while not guarded.health()["running"]:
+            assert time.monotonic() < until
+    until = time.monotonic() + 2
+    while disconnects(guarded) == before:
+        assert time.monotonic() < until
+    guarded.wait_until_idle(2)
+    assert disconnects(guarded) == before + 1
+
+
 def test_a_client_that_leaves_in_the_middle_of_a_body(guarded: Server) -> None:
     before = refusals(guarded)
     for framing, sent in (
@@ -198,6 +240,7 @@ def test_a_body_that_turns_out_too_large(guarded: Server) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.alone
 def test_slow_headers(guarded: Server) -> None:
     began = time.monotonic()
     answer = say(guarded, b"GET /health HTTP/1.1\r\nHost: ")
@@ -211,6 +254,7 @@ def test_a_slow_body(guarded: Server) -> None:
     assert answer.status == 408
 
 
+@pytest.mark.alone
 def test_drops_do_not_put_the_deadline_off(guarded: Server) -> None:
     with connect(guarded) as connection:
         connection.sendall(POST + b"Content-Length: 100\r\n\r\n")
@@ -233,6 +277,16 @@ def test_what_is_refused_here_is_counted_too(guarded: Server) -> None:
 def test_a_client_that_says_nothing(guarded: Server) -> None:
     with connect(guarded) as connection:
         assert connection.recv(1) == b""
+
+
+def test_empty_lines_do_not_keep_a_connection(guarded: Server) -> None:
+    began = time.monotonic()
+    with connect(guarded) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n")
+        assert connection.recv(1) == b""
+    assert time.monotonic() - began < 4 * RECEIPT_S
 
 
 def test_a_connection_may_be_kept_and_used_again(guarded: Server, undisturbed: str) -> None:

@@ -159,6 +159,7 @@ def test_a_request_that_kills_engines_after_some_tokens_ends_alone(
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 
 
+@pytest.mark.alone
 def test_a_stopped_engine_is_not_ready_within_a_second_and_then_is_again(server: Server) -> None:
     engine = server.engine_pid()
     os.kill(engine, signal.SIGSTOP)

@@ -57,6 +57,7 @@ def test_empty_prompt_or_messages(guarded: Server) -> None:
     refused(post(guarded, "/tokenize", {"messages": []}), 400, "messages")
 
 
+@pytest.mark.alone
 def test_prompt_over_the_context(guarded: Server) -> None:
     """By one token, and by so much that counting them would take long."""
     ids = [5] * 512
@@ -70,6 +71,7 @@ def test_prompt_over_the_context(guarded: Server) -> None:
     refused(post(guarded, CHAT, {**ASK[CHAT], "messages": long}), 400, "messages")
 
 
+@pytest.mark.alone
 def test_prompt_of_100_mb(guarded: Server) -> None:
     """Not even read to its end."""
 
@@ -200,6 +202,7 @@ def test_logprobs_over_the_cap(guarded: Server) -> None:
         refused(post(guarded, CHAT, body), 400, "top_logprobs")
 
 
+@pytest.mark.alone
 def test_far_more_of_something_than_anyone_needs(guarded: Server) -> None:
     """A million faults are not a million complaints."""
     many = 100_000

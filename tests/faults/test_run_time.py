@@ -23,6 +23,8 @@ from tests.e2e.conftest import Server
 from tests.faults.conftest import BLOCKS, QUEUE, SEQUENCES, Cramped, connect, post, refused
 from tests.faults.neighbours import CLIENT, KINDS, undisturbed
 
+pytestmark = pytest.mark.alone
+
 COMPLETIONS = "/v1/completions"
 ASK: dict[str, Any] = {"model": "tiny-llama", "prompt": "Once", "ignore_eos": True, "seed": 7}
 FREED_S = 0.1  # and the step that runs when a client leaves
@@ -139,17 +141,15 @@ def test_disconnect_while_a_grammar_compiles(cramped: Server) -> None:
 def test_queue_full(cramped: Server) -> None:
     """Refused with a hint when to come again."""
     full = {"n": SEQUENCES, "max_tokens": 450}
-    with (
-        undisturbed(cramped, again=False),
-        asked(cramped, **full),
-        asked(cramped, **{**full, "n": QUEUE - 4}),
-    ):
-        assert until(cramped, lambda health: health["waiting"] >= QUEUE - 4, 10)
+    with undisturbed(cramped, again=False):
         for stream in (False, True):
-            answer = post(cramped, COMPLETIONS, {**ASK, **full, "stream": stream})
+            with asked(cramped, **full), asked(cramped, **{**full, "n": QUEUE - 4}):
+                assert until(cramped, lambda health: health["waiting"] >= QUEUE - 4, 10)
+                answer = post(cramped, COMPLETIONS, {**ASK, **full, "stream": stream})
             assert "queue" in refused(answer, 503)
             assert answer.json()["error"]["code"] == "queue_full"
             assert int(answer.headers["retry-after"]) > 0
+            assert until(cramped, only_neighbours, 10)
 
 
 def test_kv_exhausted(cramped: Server, guarded: Server) -> None:

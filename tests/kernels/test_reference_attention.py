@@ -31,7 +31,7 @@ ANY_HEADS = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("window", [None, 1, 40, 128])
-@pytest.mark.parametrize("block_size", [1, 4, 16])
+@pytest.mark.parametrize("block_size", [1, pytest.param(4, marks=pytest.mark.slow), 16])
 @ANY_HEADS
 def test_equals_dense_attention(
     heads: tuple[int, int, int], block_size: int, window: int | None

@@ -56,7 +56,9 @@ SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
          "num_attention_heads"]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [WITHOUT, "8", 1.5, True, [3]], ids=str)
+@pytest.mark.parametrize(
+    "value", [WITHOUT, "8", 1.5, True, [3]], ids=["none", "text", "1.5", "true", "list"]
+)
 @pytest.mark.parametrize("key", SIZES)
 @pytest.mark.parametrize("base", [b for b in BASES if not b.startswith("gemma")])
 def test_sizes(base: str, key: str, value: Any) -> None:

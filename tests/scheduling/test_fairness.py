@@ -586,6 +586,16 @@ def test_without_a_target_prompts_stretch_a_step_by_a_quarter_of_a_second_at_mos
         assert 0.2 <= 0.005 * tokens <= 0.25
 
 
+def test_prompts_that_cost_nothing_to_speak_of_and_no_time_left() -> None:
+    """Streams of others take more than what spared ones allow, prompt tokens seem to be free."""
+    chunks = Chunks(None, 2.0, Decoding())
+    for _ in range(3):
+        chunks.learn(0.01, 4, 0)
+        chunks.learn(0.01, 4, 8)
+    for streams in (4, 64):
+        assert 0 < chunks.limit(32, streams, 1) <= 32
+
+
 def test_without_a_target_a_fast_machine_computes_prompts_whole() -> None:
     chunks = Chunks(None, 2.0, Decoding())
     chunks.learn(4096 * 20e-6, 0, 4096)

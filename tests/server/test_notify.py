@@ -51,7 +51,7 @@ def test_nobody_there(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None
     [
         (None, None, None),
         ("30000000", None, 15.0),
-        ("30000000", str(os.getpid()), 15.0),
+        pytest.param("30000000", str(os.getpid()), 15.0, id="this process"),
         ("30000000", "1", None),
         ("0", None, None),
         ("many", None, None),

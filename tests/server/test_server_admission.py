@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from rosellm.roseinfer.messages import Add, Output
+from rosellm.roseinfer.server.grammars import Grammars
+from rosellm.roseinfer.text.grammar_source import GrammarSource
 from tests.server.fakes import (
     CHAT,
     COMPLETIONS,
@@ -62,6 +64,28 @@ def test_before_the_first_token_it_is_a_504(path: str, stream: bool) -> None:
             assert answer.json()["error"]["type"] == "server_error"
             assert server.engine.aborted == [1]
             await idle(server)
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_time_passes_before_the_engine_is_asked_too(path: str) -> None:
+    """While a grammar waits for its turn to be checked, say."""
+
+    class Busy(Grammars):
+        async def checked(self, source: GrammarSource, param: str, tenant: str = "") -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def test() -> None:
+        async with serving(silent) as server:
+            service = server.service
+            vars(service)["grammars"] = Busy(service.prompts.tokenizer, service.ready.vocab_size)
+            body = {**BODIES[path], "structured_outputs": {"regex": "a"}, "timeout": 0.1}
+            answer = await asyncio.wait_for(server.client.post(path, json=body), 5)
+            assert answer.status_code == 504
+            assert answer.json()["error"]["code"] == "timeout"
+            assert server.engine.added == []
 
     asyncio.run(test())
 

@@ -14,7 +14,8 @@ from rosellm.roseinfer.server.keys import Key, Keys, digest
 from rosellm.roseinfer.server.limits import Accounts
 from tests.server.fakes import CHAT, COMPLETIONS, says, serving
 
-KEY = "sécret-key"
+KEY = "sécret-clà"
+"""Its last byte is white space in Latin-1, in which headers are read."""
 CLOSED = [
     ("GET", "/"),
     ("GET", "/v1/models"),

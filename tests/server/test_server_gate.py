@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import socket
+from typing import Any
 
 import httpx
 
+from rosellm.roseinfer.config import ServerConfig
 from rosellm.roseinfer.server.gate import Gate
+from rosellm.roseinfer.server.web_server import web_server
 from tests.server.fakes import CHAT, HELLO, serving, silent
 
 
@@ -57,5 +62,42 @@ def test_a_closed_gate_refuses_the_new_counts_them_and_waits_for_those_inside() 
                 assert not empty.done()
                 inside.cancel()
                 await asyncio.wait_for(empty, 2)
+
+    asyncio.run(test())
+
+
+def test_who_sends_much_is_told_too() -> None:
+    """Also a client that reads no answer before it has sent everything."""
+
+    def post(port: int) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("POST", CHAT, body=b"x" * (6 << 20))
+        return connection.getresponse().status
+
+    async def test() -> None:
+        gate = Gate()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = web_server(gate, ServerConfig(), gate.refused)
+            serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+            assert await asyncio.to_thread(post, listening.getsockname()[1]) == 503
+            server.should_exit = True
+            await serving
+
+    asyncio.run(test())
+
+
+def test_an_answer_that_is_broken_off_at_the_end_is_no_error() -> None:
+    async def answers_for_ever(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        gate = Gate()
+        gate.open(answers_for_ever, lambda _: None)
+        scope = {"type": "http", "path": CHAT, "headers": []}
+        inside = asyncio.ensure_future(gate(scope, None, None))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        inside.cancel()
+        await inside
+        await asyncio.wait_for(gate.empty(), 2)
 
     asyncio.run(test())

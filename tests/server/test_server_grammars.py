@@ -11,6 +11,7 @@ import pytest
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server import grammars
+from rosellm.roseinfer.server.grammar_messages import Check, Verdict
 from rosellm.roseinfer.server.grammars import Grammars
 from rosellm.roseinfer.text.grammar_source import (
     Choice,
@@ -203,6 +204,7 @@ def test_what_cannot_be_used_is_a_400_that_names_the_field() -> None:
     asyncio.run(test())
 
 
+@pytest.mark.alone
 def test_the_event_loop_does_not_wait_for_a_check() -> None:
     async def test() -> float:
         checker = Grammars(ByteTokenizer(), 300)
@@ -215,3 +217,49 @@ def test_the_event_loop_does_not_wait_for_a_check() -> None:
         return longest
 
     assert asyncio.run(test()) < 1.0
+
+
+def test_what_is_asked_for_often_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+
+    async def judge(check: Check) -> Verdict:
+        judged.append(check.text)
+        return Verdict(check.text)
+
+    async def test() -> None:
+        checker = Grammars(ByteTokenizer(), 300)
+        monkeypatch.setattr(checker, "_judged", judge)
+        monkeypatch.setattr(grammars, "_KEPT", 4)
+        for number in range(20):
+            await checker.checked(Regex(f"other {number}"), "field")
+            await checker.checked(Regex("often"), "field")
+
+    asyncio.run(test())
+    assert judged.count(grammar_text(Regex("often"))) == 1
+    assert len(judged) == 21
+
+
+def test_who_asks_for_many_holds_up_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = asyncio.Event()
+
+    async def judge(check: Check) -> Verdict:
+        if "slow" in check.text:
+            await released.wait()
+        return Verdict(check.text)
+
+    async def test() -> None:
+        checker = Grammars(ByteTokenizer(), 300)
+        monkeypatch.setattr(checker, "_judged", judge)
+        slow = [
+            asyncio.ensure_future(checker.checked(Regex(f"slow {number}"), "field", "greedy"))
+            for number in range(10)
+        ]
+        for number in range(3):
+            quick = checker.checked(Regex(f"quick {number}"), "field", "other")
+            await asyncio.wait_for(quick, 5)
+        assert not any(each.done() for each in slow)
+        released.set()
+        await asyncio.wait_for(asyncio.gather(*slow), 5)
+        assert not checker._turns_of, "nothing is kept of who has asked"
+
+    asyncio.run(test())

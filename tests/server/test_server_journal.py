@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 from rosellm.commands import replay
 from rosellm.roseinfer.errors import ConfigError
+from rosellm.roseinfer.server import journal as journal_module
 from rosellm.roseinfer.server.journal import Build, Chosen, Journal, Logged, decode_line
 from tests.server.fakes import (
     BOS,
@@ -149,6 +153,51 @@ def test_a_full_disk_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
             await asyncio.to_thread(journal.flush)
 
     asyncio.run(test())
+    assert caplog.text.count("requests are not logged") == 1
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_no_half_of_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "requests.jsonl"
+    journal = Journal(str(path))
+    room = [3, 0]
+    write = os.write
+
+    def into_little_room(descriptor: int, data: bytes) -> int:
+        if descriptor != journal._file or not room:
+            return write(descriptor, data)
+        if not (space := room.pop(0)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:space])
+
+    monkeypatch.setattr(os, "write", into_little_room)
+    for id in ("lost", "kept"):
+        journal.write(Logged(id, 0.0, "/", {}, "fp", [], []))
+    journal.flush()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["kept"]
+
+
+def test_a_disk_that_hangs_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "requests.jsonl"
+    monkeypatch.setattr(journal_module, "MOST_WAITING", 4)
+    journal = Journal(str(path))
+    goes_on = threading.Event()
+    write = os.write
+
+    def late(descriptor: int, data: bytes) -> int:
+        if descriptor == journal._file:
+            goes_on.wait(20)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", late)
+    for number in range(50):
+        journal.write(Logged(str(number), 0.0, "/", {}, "fp", [], []))
+    goes_on.set()
+    journal.flush()
+    assert len(path.read_text().splitlines()) == 4
     assert caplog.text.count("requests are not logged") == 1
 
 

@@ -20,7 +20,17 @@ from rosellm.roseinfer.server.loop_lag import PERIOD_S, LoopLag
 from rosellm.roseinfer.server.metrics import Metrics
 from rosellm.roseinfer.server.state_metrics import Source
 from rosellm.roseinfer.server.step_sizes import StepSizes
-from tests.server.fakes import Server, says, serving
+from tests.server.fakes import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    HELLO,
+    Exchange,
+    Server,
+    says,
+    serving,
+    silent,
+)
 
 VLLM = [
     "num_requests_running",
@@ -45,6 +55,7 @@ VLLM = [
     "request_params_max_tokens_sum",
     "request_max_num_generation_tokens_sum",
     "iteration_tokens_total_sum",
+    "spec_decode_num_drafts_total",
     "spec_decode_num_draft_tokens_total",
     "spec_decode_num_accepted_tokens_total",
     "request_success_total stop",
@@ -143,12 +154,41 @@ def test_a_prompt_that_is_refused_has_not_been_read() -> None:
     run(test())
 
 
-def test_a_client_that_leaves_is_counted() -> None:
-    metrics = Metrics("m", Source(Stats))
-    job = Job([1, 2], SamplingParams(seed=0, max_tokens=1), n=2)
-    metrics.watch([job]).end()
-    assert metrics.disconnects._value.get() == 1
-    assert metrics.finished.labels("m", "abort")._value.get() == 2
+@pytest.mark.parametrize(
+    ("path", "body", "aborted"),
+    [
+        (CHAT, {"messages": HELLO, "n": 2}, 2),
+        (COMPLETIONS, {"prompt": "hi", "stream": True}, 1),
+        (EMBEDDINGS, {"input": "hi"}, 0),
+    ],
+)
+def test_a_client_that_leaves_is_counted(path: str, body: dict[str, Any], aborted: int) -> None:
+    async def test() -> None:
+        async with serving(silent) as server:
+            exchange = Exchange(server.app, path, {"model": "m", **body})
+            while not server.engine.added:
+                await asyncio.sleep(0)
+            exchange.leave()
+            await exchange.task
+            found = await figures(server)
+            assert found["rosellm:client_disconnects_total"] == 1
+            assert found.get("rosellm:request_success_total abort", 0) == aborted
+
+    run(test())
+
+
+def test_what_the_server_breaks_off_is_no_client_that_left() -> None:
+    async def test() -> None:
+        async with serving(silent) as server:
+            body = {"model": "m", "messages": HELLO}
+            exchange = Exchange(server.app, CHAT, body)
+            while not server.engine.added:
+                await asyncio.sleep(0)
+            exchange.task.cancel()
+            await asyncio.wait({exchange.task})
+            assert (await figures(server))["rosellm:client_disconnects_total"] == 0
+
+    run(test())
 
 
 def test_they_need_the_key() -> None:
@@ -223,6 +263,7 @@ def test_the_process_is_told_of() -> None:
 MEMORY = "rosellm:process_anonymous_memory_bytes"
 
 
+@pytest.mark.alone
 def test_what_blocks_the_loop_is_seen_as_its_lag() -> None:
     seen: list[float] = []
 

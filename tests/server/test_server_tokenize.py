@@ -160,6 +160,7 @@ def test_of_another_model() -> None:
     run(test())
 
 
+@pytest.mark.alone
 def test_a_long_text_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> float:
         async with serving(says("x")) as server:

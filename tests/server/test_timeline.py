@@ -195,6 +195,7 @@ def slow(server: Server) -> None:
         ),
     ],
 )
+@pytest.mark.alone
 def test_the_parts_are_where_the_time_went_and_add_up(kind: str, stream: bool, usage: bool) -> None:
     async def test() -> None:
         async with serving(says("")) as server:

@@ -83,6 +83,7 @@ def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_guard, "SECONDS", LITTLE)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("little_time")
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_soon(name: str) -> None:

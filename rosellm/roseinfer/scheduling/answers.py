@@ -16,12 +16,14 @@ class Answers:
     """Appends tokens, and counts.
 
     Attributes:
-        drafted: tokens.
+        drafts: that were made, each of a sequence in a step.
+        drafted: their tokens.
         accepted: how many of them were right.
         incomplete: answers that ended where their grammar does not accept.
     """
 
     def __init__(self) -> None:
+        self.drafts = 0
         self.drafted = 0
         self.accepted = 0
         self.incomplete = 0
@@ -64,6 +66,7 @@ class Answers:
         if sequence.drafter:
             sequence.drafter.follow(row.tokens)
             sequence.drafter.learn(drafted, accepted)
+        self.drafts += drafted > 0
         self.drafted += drafted
         self.accepted += accepted
 

@@ -129,4 +129,6 @@ class Chunks:
 
     @staticmethod
     def _within(seconds: float, each: float, budget: int) -> int:
-        return budget if seconds >= each * budget else max(0, int(seconds / each))
+        if seconds <= 0:
+            return 0
+        return budget if seconds >= each * budget else int(seconds / each)

@@ -96,7 +96,8 @@ class Roster:
         assert all(tenant.running == running[tenant] for tenant in tenants)
         for sequence in self.sequences.values():
             assert 0 <= sequence.num_computed <= sequence.num_scheduled
-            assert sequence.num_scheduled <= len(sequence.tokens) + (sequence.in_flight > 1)
+            awaited = sequence.in_flight > 1 or sequence.finished  # whose token is not taken in
+            assert sequence.num_scheduled <= len(sequence.tokens) + awaited
             assert sequence.in_flight or sequence.num_computed == sequence.num_scheduled
             assert sequence.in_flight or not sequence.finished
             held = len(sequence.kv.tables[0]) * self._cache.block_size

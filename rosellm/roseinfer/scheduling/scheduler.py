@@ -244,6 +244,7 @@ class Scheduler:
             batched_tokens=self._batched_tokens,
             waiting_grammar=sum(request.unfinished for request in held),
             incomplete=answers.incomplete,
+            drafts=answers.drafts,
             drafted=answers.drafted,
             accepted=answers.accepted,
             waiting_tokens=self.waiting_tokens,

@@ -61,4 +61,5 @@ def _sent_key(fields: list[str]) -> bytes | None:
     if len(fields) != 1:
         return None
     scheme, _, key = fields[0].partition(" ")
-    return key.strip().encode("latin-1") if scheme.lower() == "bearer" else None
+    # Not all that is white space in Latin-1: such a byte may end a key in UTF-8.
+    return key.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else None

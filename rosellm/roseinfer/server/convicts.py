@@ -30,15 +30,23 @@ class Convicts:
         self._since: dict[bytes, float] = {}
 
     def add(self, job: Job) -> None:
-        self._since[_digest(job)] = self._clock()
+        digest = _digest(job)
+        self._since.pop(digest, None)  # so that they stand in the order of their times
+        self._since[digest] = self._clock()
         if len(self._since) > MOST:
             del self._since[next(iter(self._since))]
 
     def __contains__(self, job: Job) -> bool:
-        if not self._since:
-            return False
-        since = self._since.get(_digest(job))
-        return since is not None and self._clock() - since < KEPT_S
+        self._forget()
+        return bool(self._since) and _digest(job) in self._since
+
+    def _forget(self) -> None:
+        """A digest takes long: of every request, it is made only while there is a reason to."""
+        while self._since:
+            oldest = next(iter(self._since))
+            if self._clock() - self._since[oldest] < KEPT_S:
+                return
+            del self._since[oldest]
 
 
 def at_fault() -> RequestError:

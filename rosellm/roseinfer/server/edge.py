@@ -29,6 +29,8 @@ MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 << 10
 SEND_BUFFER_BYTES = 256 << 10
+MOST_AHEAD = 16
+"""Requests behind the one that is being answered; beyond, no more is read for now."""
 _LINGER_S = 2.0
 # RFC 3986's host and port, without its escapes, which no client sends.
 _HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?")
@@ -74,6 +76,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._shown = False  # whether the parser has shown anything of the latest bytes
         self._kept = 0  # bytes of which it has shown nothing
+        self._answered: RequestResponseCycle | None = None  # uvicorn's own is the latest to arrive
         self._receipt = _Deadline(self.loop, self.limits.receipt_s, self._receipt_is_late)
         self._stall = _Deadline(self.loop, self.limits.stall_s, lambda: self.transport.abort())
 
@@ -92,6 +95,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._receipt.stop()
         self._stall.stop()
+        self._end_early(self._answered)
         super().connection_lost(exc)
 
     # -- reading -----------------------------------------------------------------------------
@@ -106,6 +110,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._kept = 0 if self._shown else self._kept + len(data)
         if self._kept > MAX_HEADER_BYTES and not self._refused:
             self._refuse(431, f"one field is more than {MAX_HEADER_BYTES >> 10} KB", "invalid_http")
+        elif self._kept and not self._is_answering:
+            self._receipt.start()  # empty lines, say: they have ended the time to be idle
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when its parser gives up, our own refusals among the causes."""
@@ -144,6 +150,8 @@ class EdgeProtocol(HttpToolsProtocol):
             self._give_up(400, "the only transfer coding that is read is chunked")
         self._head_complete = True
         super().on_headers_complete()
+        if 0 < len(self.pipeline) <= MOST_AHEAD:
+            self.flow.resume_reading()  # or a client that leaves would not be noticed
 
     def on_body(self, body: bytes) -> None:
         self._shown = True
@@ -152,8 +160,13 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._shown = True
         self._receipt.stop()
-        self._head_complete = False
+        self._begun = self._head_complete = False
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Called by uvicorn when a request's turn has come."""
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _give_up(self, status: int, message: str) -> None:
         self._refuse(status, message, "invalid_http")
@@ -162,7 +175,7 @@ class EdgeProtocol(HttpToolsProtocol):
     # -- deadlines ---------------------------------------------------------------------------
 
     def _receipt_is_late(self) -> None:
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         if self.pipeline:  # the next request waits unread behind one that is being answered
             self._receipt.start()
@@ -171,14 +184,6 @@ class EdgeProtocol(HttpToolsProtocol):
         else:
             limit = f"{self.limits.receipt_s:g} s"
             self._refuse(408, f"the request did not arrive within {limit}", "request_timeout")
-
-    @property
-    def _answering(self) -> bool:
-        """Whether an answer is on its way, or was given before all of its request was there."""
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or not cycle.response_started:
-            return False
-        return self._head_complete or not cycle.response_complete
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -190,14 +195,39 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # -- refusing ----------------------------------------------------------------------------
 
+    @property
+    def _is_answering(self) -> bool:
+        return self._answered is not None and not self._answered.response_complete
+
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answer in the application's place and read no more; hang up where that would be read as
-        part of another answer."""
+        """Answer in the application's place and read no more. What was asked before is answered
+        first, and then nothing else: two answers must not be mixed."""
         self._refused = True
         self._receipt.stop()
-        if self._answering:
+        own = self.cycle if self._head_complete else None  # of the request that is refused
+        if self._is_answering and own is not self._answered:
+            self._hang_up_after_earlier(own)
+        elif own is not None and own.response_started:  # before all of the request was there
             self.transport.abort()
-            return
+        else:
+            self._end_early(own)
+            self._answer(status, message, code)
+
+    def _hang_up_after_earlier(self, own: RequestResponseCycle | None) -> None:
+        if own is not None:
+            self.pipeline.popleft()
+        last = self.pipeline[0][0] if self.pipeline else self._answered
+        assert last is not None
+        last.keep_alive = False
+
+    @staticmethod
+    def _end_early(cycle: RequestResponseCycle | None) -> None:
+        """Tell the application that nobody waits for its answer."""
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _answer(self, status: int, message: str, code: str) -> None:
         error = RequestError(message, status=status, code=code)
         body = to_json(error_body(error))
         head = [

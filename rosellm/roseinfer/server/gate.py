@@ -7,8 +7,10 @@ first moment on, so that whoever asks is told how far it is instead of finding n
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rosellm.roseinfer.errors import RequestError
@@ -17,6 +19,8 @@ from rosellm.roseinfer.server.error_body import error_response
 from rosellm.roseinfer.server.json_response import json_response
 from rosellm.roseinfer.server.middleware import RequestLog
 from rosellm.roseinfer.server.schemas.responses import Alive
+
+log = logging.getLogger(__name__)
 
 ALIVE = b"/livez"
 WATCHED = frozenset({b"/metrics"})
@@ -70,6 +74,8 @@ class Gate:
         self._empty.clear()
         try:
             await app(scope, receive, send)
+        except asyncio.CancelledError:  # the server ends: that needs no traceback
+            log.warning("an answer was broken off, because the server ends")
         finally:
             self._inside -= 1
             if not self._inside:
@@ -78,6 +84,15 @@ class Gate:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         if path_as_sent(scope) == ALIVE:
             return await json_response(Alive())(scope, receive, send)
+        await _read_out(scope, receive)
         self.refused(503)
         error = RequestError(self._closed, status=503, code="not_ready")
         await error_response(error, {"connection": "close"})(scope, receive, send)
+
+
+async def _read_out(scope: Scope, receive: Receive) -> None:
+    """Take in what is left of a request. Hung up on with bytes unread, TCP would reset, and the
+    answer be lost. Who asks whether to send them has sent none."""
+    if "expect" not in Headers(scope=scope):
+        while (await receive()).get("more_body"):
+            pass

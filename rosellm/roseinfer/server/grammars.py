@@ -22,7 +22,8 @@ from pydantic_core import from_json
 from rosellm.roseinfer.engine.client import child_environment
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.grammar_messages import Check, Specials, Verdict, receive, send
-from rosellm.roseinfer.text.grammar_source import GrammarSource, JsonSchema, Lark, grammar_text
+from rosellm.roseinfer.server.off_loop import off_loop, weight
+from rosellm.roseinfer.text.grammar_source import GrammarSource, JsonSchema, grammar_text
 from rosellm.roseinfer.text.json_schema import pointer, repeated_names, too_deep
 from rosellm.roseinfer.text.tokenizer import Tokenizer
 
@@ -47,30 +48,37 @@ class Grammars:
         self._good: OrderedDict[str, str] = OrderedDict()
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._turns = asyncio.Semaphore(_WORKERS)
+        self._turns_of: weakref.WeakValueDictionary[str, asyncio.Semaphore]
+        self._turns_of = weakref.WeakValueDictionary()
 
-    async def checked(self, source: GrammarSource, param: str) -> str:
+    async def checked(self, source: GrammarSource, param: str, tenant: str = "") -> str:
         """The text that says it to the engine, see ``Add.grammar``.
 
         Args:
             param: the request field that holds it.
+            tenant: who asks; what one asks for is checked one at a time, beside that of others.
 
         Raises:
             RequestError: it cannot be used; says why, and where in a schema.
         """
-        source = read_source(source, param)
-        text = grammar_text(source)
-        if len(text) > MAX_CHARACTERS:
-            raise _refusal(f"more than {MAX_CHARACTERS} characters", param)
+        text, schema = await off_loop(
+            weight(*vars(source).values()), lambda: _written(source, param)
+        )
         if text not in self._good:
-            schema: Any = source.schema if isinstance(source, JsonSchema) else None
-            async with self._turns:
+            async with self._turn_of(tenant), self._turns:
                 verdict = await self._judged(Check(text, schema))
             if verdict.error:
                 raise _refusal(verdict.error, param, verdict.pointer, schema is not None)
             self._good[text] = verdict.text
             if len(self._good) > _KEPT:
                 self._good.popitem(last=False)
+        self._good.move_to_end(text)  # what is asked for often stays
         return self._good[text]
+
+    def _turn_of(self, tenant: str) -> asyncio.Semaphore:
+        """There while somebody has it. Without keys all are one tenant."""
+        new = asyncio.Semaphore(1 if tenant else _WORKERS)
+        return self._turns_of.setdefault(tenant, new)
 
     async def _judged(self, check: Check) -> Verdict:
         worker = await asyncio.to_thread(self._worker)
@@ -155,14 +163,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _written(source: GrammarSource, param: str) -> tuple[str, Any]:
+    """What says it to the engine, and the schema that it is, if it is one."""
+    read = read_source(source, param)
+    text = grammar_text(read)
+    _check_size(len(text), param)
+    return text, read.schema if isinstance(read, JsonSchema) else None
+
+
 def read_source(source: GrammarSource, param: str) -> GrammarSource:
     """The source with what is written in a string read, its limits kept.
 
     Raises:
         RequestError: it is no schema, or beyond the limits.
     """
-    if isinstance(source, Lark) and len(source.text) > MAX_CHARACTERS:
-        raise _refusal(f"more than {MAX_CHARACTERS} characters", param)
+    _check_size(weight(*vars(source).values(), most=MAX_CHARACTERS), param)
     if not isinstance(source, JsonSchema):
         return source
     schema = _parsed(source.schema, param)
@@ -186,6 +201,11 @@ def _parsed(schema: Any, param: str) -> Any:
     if not isinstance(parsed, dict | bool):
         raise _refusal("a schema is an object or a boolean", param)
     return parsed
+
+
+def _check_size(characters: int, param: str) -> None:
+    if characters > MAX_CHARACTERS:
+        raise _refusal(f"more than {MAX_CHARACTERS} characters", param)
 
 
 def _refusal(message: str, param: str, place: str = "", schema: bool = False) -> RequestError:

@@ -7,8 +7,10 @@ ids; the request's own body stands beside it, for people.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,9 @@ from rosellm.roseinfer.server.delta import Delta, Finish
 from rosellm.roseinfer.server.job import Job
 
 log = logging.getLogger(__name__)
+
+
+MOST_WAITING = 4096  # lines
 
 
 class Build(msgspec.Struct, tag="build"):
@@ -83,11 +88,15 @@ class Journal:
             raise ConfigError(f"--log-requests {path}: {error.strerror}") from None
         self._path = path
         self._fails = False
+        self._room = threading.Semaphore(MOST_WAITING)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def write(self, line: Line) -> None:
-        """Append a line, soon."""
-        self._writer.submit(self._append, line)
+        """Append a line, soon; it is lost if too many wait, as on a disk that hangs."""
+        if self._room.acquire(blocking=False):
+            self._writer.submit(self._append, line)
+        else:
+            self._tell("it takes too long")
 
     def flush(self) -> None:
         """Wait until all of it is written."""
@@ -95,17 +104,35 @@ class Journal:
 
     def _append(self, line: Line) -> None:
         try:
-            rest = memoryview(_encode(line) + b"\n")
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            self._write(_encode(line) + b"\n")
             self._fails = False
-        except OSError as error:  # the server goes on without it, and says so once
-            if not self._fails:
-                reason = error.strerror
-                log.warning("%s: %s; requests are not logged there", self._path, reason)
-            self._fails = True
+        except OSError as error:
+            self._tell(error.strerror)
         except Exception:
             log.exception("a request could not be logged")
+        finally:
+            self._room.release()
+
+    def _write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            self._take_back(len(line) - len(rest))
+            raise
+
+    def _take_back(self, written: int) -> None:
+        """Leave no half of a line: the next one would be its end, and neither could be read."""
+        with contextlib.suppress(OSError):  # what cannot be cut is no file
+            if written:
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+
+    def _tell(self, reason: str | None) -> None:
+        """The server goes on without it, and says so once."""
+        if not self._fails:
+            log.warning("%s: %s; requests are not logged there", self._path, reason)
+        self._fails = True
 
 
 class Record:

@@ -234,8 +234,6 @@ class Timing:
             return
         reason = "error" if self._failed else "abort"
         self._metrics.finished.labels(self._model, reason).inc(self._open)
-        if not self._failed:
-            self._metrics.disconnects.inc()
 
 
 class _Choice:

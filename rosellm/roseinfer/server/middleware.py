@@ -66,6 +66,8 @@ class RequestLog:
 
 
 def _report(scope: Scope, status: int, service: Service) -> None:
+    if scope["state"]["timeline"].disconnected:
+        service.metrics.disconnects.inc()
     if status >= 400:
         service.metrics.reject(status)
     if service.tracing is not None:
@@ -87,10 +89,10 @@ class CancelOnDisconnect:
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
             left = not work.done()
-            if left and "timeline" in scope["state"]:
+            if left and gone.done() and "timeline" in scope["state"]:
                 scope["state"]["timeline"].disconnected = True
+            gone.cancel()
             work.cancel()
             await asyncio.wait({work})
         if not (left and work.cancelled()):

@@ -29,10 +29,14 @@ class Slices:
             self._until = time.monotonic() + SLICE_S
 
 
-def weight(*values: Any) -> int:
-    """Roughly how many characters there are in values of any kind, as far as it matters here."""
+def weight(*values: Any, most: int = INLINE) -> int:
+    """Roughly how many characters there are in values of any kind, never more than written as JSON.
+
+    Args:
+        most: beyond it, any number does.
+    """
     open, seen = list(values), 0
-    while open and seen <= INLINE:
+    while open and seen <= most:
         each = open.pop()
         seen += len(each) if isinstance(each, str) else 1
         if isinstance(each, BaseModel):

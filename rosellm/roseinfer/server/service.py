@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from msgspec import UNSET
@@ -15,14 +16,15 @@ from msgspec import UNSET
 import rosellm
 from rosellm.roseinfer.config import UnknownParameters
 from rosellm.roseinfer.errors import RequestError
-from rosellm.roseinfer.messages import Ready
-from rosellm.roseinfer.server.answer import Answer, Watcher
+from rosellm.roseinfer.messages import TIMED_OUT, Ready
+from rosellm.roseinfer.server.answer import LONGEST_TIMER_S, Answer, Watcher
 from rosellm.roseinfer.server.call import Call
 from rosellm.roseinfer.server.grammars import Grammars
 from rosellm.roseinfer.server.job import Job
 from rosellm.roseinfer.server.journal import Journal, Record
 from rosellm.roseinfer.server.limits import Account
 from rosellm.roseinfer.server.metrics import Metrics
+from rosellm.roseinfer.server.open_request import refusal
 from rosellm.roseinfer.server.pipeline import Pipeline
 from rosellm.roseinfer.server.prompts import Prompts
 from rosellm.roseinfer.server.sampling import Sampling
@@ -31,6 +33,8 @@ from rosellm.roseinfer.server.schemas.responses import MaybeTimings
 from rosellm.roseinfer.server.schemas.sampling import SamplingFields
 from rosellm.roseinfer.server.state_metrics import Source
 from rosellm.roseinfer.server.tracing import Tracing
+
+T = TypeVar("T")
 
 SEED_NAME = "roseinfer-gpt2"
 """What the seed's own curl commands call their model: whatever is served answers to it."""
@@ -134,9 +138,9 @@ class Service:
             **more,
         )
 
-    async def grammar(self, asked: AnswerFields) -> str:
+    async def grammar(self, asked: AnswerFields, tenant: str) -> str:
         """The grammar that an answer must match, checked; none if it is free."""
-        return "" if asked.form is None else await self.grammars.checked(*asked.form)
+        return "" if asked.form is None else await self.grammars.checked(*asked.form, tenant)
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -184,9 +188,33 @@ class Service:
 
     def timed(self, jobs: Sequence[Job], call: Call, timeout: float | None) -> list[Job]:
         """The jobs, with the time by which they have to be done."""
-        seconds = self.default_timeout if timeout is None else timeout
-        deadline = None if seconds is None else call.arrived + seconds
+        deadline = self._deadline(call, timeout)
         return [replace(job, deadline=deadline) for job in jobs]
+
+    async def in_time(self, work: Awaitable[T], call: Call, timeout: float | None) -> T:
+        """The result of what comes before the engine: reading a prompt, checking a grammar.
+
+        Args:
+            timeout: see ``answer``.
+
+        Raises:
+            RequestError: 504, the request's time was over before.
+        """
+        deadline = self._deadline(call, timeout)
+        if deadline is None:
+            return await work
+        limit = asyncio.timeout(min(deadline - time.monotonic(), LONGEST_TIMER_S))
+        try:
+            async with limit:
+                return await work
+        except TimeoutError:
+            if limit.expired():
+                raise refusal(TIMED_OUT) from None
+            raise
+
+    def _deadline(self, call: Call, timeout: float | None) -> float | None:
+        seconds = self.default_timeout if timeout is None else timeout
+        return None if seconds is None else call.arrived + seconds
 
     async def answer(self, jobs: Sequence[Job], call: Call, timeout: float | None = None) -> Answer:
         """Begin to answer jobs, and log them if that is asked for; see ``Pipeline.generate``.

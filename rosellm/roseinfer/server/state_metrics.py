@@ -87,6 +87,7 @@ class State(Collector):
             yield self._gauge(name, about, value)
         for name, about, value in (
             ("num_preemptions", "Sequences that made room for others.", stats.preemptions),
+            ("spec_decode_num_drafts", "Drafts, each of a sequence in a step.", stats.drafts),
             ("spec_decode_num_draft_tokens", "Tokens drafted.", stats.drafted),
             ("spec_decode_num_accepted_tokens", "Drafted tokens that were right.", stats.accepted),
             ("engine_steps", "Steps of the engine.", stats.steps),

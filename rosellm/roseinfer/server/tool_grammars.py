@@ -7,6 +7,7 @@ from typing import Any
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.grammars import Grammars, read_source
+from rosellm.roseinfer.server.off_loop import off_loop, weight
 from rosellm.roseinfer.server.schemas.structured import Form
 from rosellm.roseinfer.server.schemas.tools import FunctionDefinition
 from rosellm.roseinfer.server.tools import NO_PARAMETERS, ToolUse
@@ -22,27 +23,38 @@ from rosellm.roseinfer.text.tool_grammar import (
 
 
 async def answer_grammar(
-    form: Form | None, use: ToolUse | None, format: AnswerFormat, grammars: Grammars
+    form: Form | None,
+    use: ToolUse | None,
+    format: AnswerFormat,
+    grammars: Grammars,
+    tenant: str = "",
 ) -> str:
     """What an answer has to match; empty where it is free.
+
+    Args:
+        tenant: who asks.
 
     Raises:
         RequestError: it cannot be enforced; names the field, and the place in a schema.
     """
     if use is not None and use.enforced:
         for index, tool in use.callable:
-            await grammars.checked(object_schema(schema_of(tool, index)), place_of(index))
+            await grammars.checked(object_schema(schema_of(tool, index)), place_of(index), tenant)
+    size = 0 if use is None else weight(*(tool.parameters for _, tool in use.callable))
     if use is not None and use.enforced and (use.must or form is None):
         param = "tool_choice" if use.must else "tools"
-        return await grammars.checked(enforced_calls(use, format, grammars.tokenizer), param)
+        calls = await off_loop(size, lambda: enforced_calls(use, format, grammars.tokenizer))
+        return await grammars.checked(calls, param, tenant)
     if form is None:
         return ""
-    source, param = read_source(*form), form[1]
-    text = await grammars.checked(source, param)
+    asked, param = form
+    size += weight(*vars(asked).values())
+    source = await off_loop(size, lambda: read_source(asked, param))
+    text = await grammars.checked(source, param, tenant)
     tools = [] if use is None else _beside_a_form(use, format)
     special = special_markers(format, grammars.tokenizer)
-    whole = form_grammar(format, source, special, tools)
-    return text if whole is source else await grammars.checked(whole, param)
+    whole = await off_loop(size, lambda: form_grammar(format, source, special, tools))
+    return text if whole is source else await grammars.checked(whole, param, tenant)
 
 
 def _beside_a_form(use: ToolUse, format: AnswerFormat) -> list[Callable]:

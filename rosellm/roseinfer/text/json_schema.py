@@ -63,9 +63,7 @@ def stricter(schema: Any) -> Any:
     """The same schema, with what formats leave open ruled out."""
     if not isinstance(schema, Mapping):
         return schema
-    changed = dict(schema)
-    for step, part in _parts(schema):
-        _replace(changed, step, stricter(part))
+    changed = {key: _stricter_value(key, value) for key, value in schema.items()}
     extra = _STRICTER.get(str(schema.get("format")))
     others = changed.get("allOf", [])
     if extra is not None and isinstance(others, list):
@@ -97,14 +95,15 @@ def _parts(schema: Any) -> Iterator[tuple[Place, Any]]:
             yield (key,), value
 
 
-def _replace(schema: dict[str, Any], step: Place, part: Any) -> None:
-    key = str(step[0])
-    if len(step) == 1:
-        schema[key] = part
-        return
-    copy = schema[key].copy()
-    copy[step[1]] = part
-    schema[key] = copy
+def _stricter_value(key: str, value: Any) -> Any:
+    """A keyword's value, with the schemas in it made stricter."""
+    if key in _LISTS and isinstance(value, list):
+        return [stricter(part) for part in value]
+    if key in _MAPS and isinstance(value, Mapping):
+        return {name: stricter(part) for name, part in value.items()}
+    if key in _ONE and isinstance(value, Mapping):
+        return stricter(value)
+    return value
 
 
 def _inside(place: Place, value: Any) -> Iterator[tuple[Place, Any]]:

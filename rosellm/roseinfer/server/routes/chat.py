@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from msgspec import UNSET
 
 from rosellm.roseinfer.server.answer import Answer
-from rosellm.roseinfer.server.call import Called
+from rosellm.roseinfer.server.call import Call, Called
 from rosellm.roseinfer.server.chat_choices import ChatChoices
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.job import Job
@@ -19,7 +19,6 @@ from rosellm.roseinfer.server.schemas.chat import ChatRequest
 from rosellm.roseinfer.server.schemas.responses import ChatChunk, ChatCompletion, MaybeTimings
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
-from rosellm.roseinfer.server.timeline import Timeline
 from rosellm.roseinfer.server.tool_grammars import answer_grammar
 from rosellm.roseinfer.server.tools import tool_use
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
@@ -33,7 +32,7 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     service.check_model(body.model)
     service.check_generates()
     service.check_choices(1, body.choices)
-    job = await _job(body, service, call.timeline)
+    job = await service.in_time(_job(body, service, call), call, body.timeout)
     tally = Tally.of([job])
     answer = await service.answer([job], call, body.timeout)
     head = service.head("chatcmpl", body, call)
@@ -57,9 +56,9 @@ async def create_chat_completion(body: ChatRequest, service: Served, call: Calle
     )
 
 
-async def _job(body: ChatRequest, service: Service, timeline: Timeline) -> Job:
+async def _job(body: ChatRequest, service: Service, call: Call) -> Job:
     use = tool_use(body)
-    with timeline.during("tokenise"):
+    with call.timeline.during("tokenise"):
         prompt = await service.prompts.chat(
             body.messages,
             rendering(body, service.prompts),
@@ -74,8 +73,9 @@ async def _job(body: ChatRequest, service: Service, timeline: Timeline) -> Job:
         param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
     )
     format = service.prompts.formats.of_answer(service.prompts.end(prompt), use)
-    with timeline.during("grammar"):
-        grammar = await answer_grammar(body.form, use, format, service.grammars)
+    with call.timeline.during("grammar"):
+        tenant = call.account.tenant
+        grammar = await answer_grammar(body.form, use, format, service.grammars, tenant)
     return service.job(
         prompt,
         body,

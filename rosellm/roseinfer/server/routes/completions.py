@@ -8,7 +8,7 @@ from functools import partial
 from fastapi import APIRouter, Response
 
 from rosellm.roseinfer.server.answer import Answer
-from rosellm.roseinfer.server.call import Called
+from rosellm.roseinfer.server.call import Call, Called
 from rosellm.roseinfer.server.collect import StreamedUsage, Tally, collect
 from rosellm.roseinfer.server.completion_choices import CompletionChoices
 from rosellm.roseinfer.server.defaults import MAX_TOKENS_COMPLETION
@@ -19,7 +19,6 @@ from rosellm.roseinfer.server.schemas.completions import CompletionRequest
 from rosellm.roseinfer.server.schemas.responses import Completion, MaybeTimings
 from rosellm.roseinfer.server.service import Served, Service
 from rosellm.roseinfer.server.streaming import event_stream
-from rosellm.roseinfer.server.timeline import Timeline
 from rosellm.roseinfer.server.unknown_fields import TolerantRoute
 
 router = APIRouter(route_class=TolerantRoute)
@@ -31,7 +30,7 @@ async def create_completion(body: CompletionRequest, service: Served, call: Call
     service.check_model(body.model)
     service.check_generates()
     service.check_choices(len(body.prompts), body.made)
-    jobs = await _jobs(body, service, call.timeline)
+    jobs = await service.in_time(_jobs(body, service, call), call, body.timeout)
     tally = Tally.of(jobs)
     answer = await service.answer(jobs, call, body.timeout)
     head = service.head("cmpl", body, call)
@@ -48,8 +47,8 @@ async def create_completion(body: CompletionRequest, service: Served, call: Call
     return json_response(whole)
 
 
-async def _jobs(body: CompletionRequest, service: Service, timeline: Timeline) -> list[Job]:
-    with timeline.during("tokenise"):
+async def _jobs(body: CompletionRequest, service: Service, call: Call) -> list[Job]:
+    with call.timeline.during("tokenise"):
         prompts = await service.prompts.batch(
             body.prompts,
             "prompt",
@@ -57,8 +56,8 @@ async def _jobs(body: CompletionRequest, service: Service, timeline: Timeline) -
             keep=body.truncate_prompt_tokens,
             suffix=body.suffix or None,
         )
-    with timeline.during("grammar"):
-        grammar = await service.grammar(body)
+    with call.timeline.during("grammar"):
+        grammar = await service.grammar(body, call.account.tenant)
     jobs, slices = [], Slices()
     for prompt in prompts:
         jobs.append(_job(body, prompt, grammar, service))

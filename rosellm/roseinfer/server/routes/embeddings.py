@@ -37,7 +37,8 @@ async def create_embeddings(body: EmbeddingRequest, service: Served, call: Calle
     service.check_model(body.model)
     _check_dimensions(body.dimensions, service.ready.embedding_size)
     with call.timeline.during("tokenise"):
-        prompts = await service.prompts.batch(body.inputs, "input", answer=0)
+        reading = service.prompts.batch(body.inputs, "input", answer=0)
+        prompts = await service.in_time(reading, call, body.timeout)
     jobs = [Job(prompt, NO_SAMPLING, want="pooled") for prompt in prompts]
     jobs = service.timed(jobs, call, body.timeout)
     tally = Tally.of(jobs)

@@ -26,7 +26,7 @@ async def generate(body: GenerateRequest, service: Served, call: Called) -> Resp
     """Continue a prompt; the answer is the continuation alone."""
     service.check_generates(param=None)
     with call.timeline.during("tokenise"):
-        job = await _job(body, service)
+        job = await service.in_time(_job(body, service), call, body.timeout)
     answer = await service.answer([job], call, body.timeout)
     if body.stream:
         await answer.begin()
