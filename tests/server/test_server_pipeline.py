@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
-from rosellm.roseinfer.errors import EngineDeadError
+from rosellm.roseinfer.errors import EngineDeadError, RequestError
 from rosellm.roseinfer.messages import Output, Outputs, Stats
+from rosellm.roseinfer.server.streaming import Streamed
 from tests.server.fakes import (
     CHAT,
     COMPLETIONS,
@@ -179,3 +181,22 @@ def test_a_large_text_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch)
             return worst
 
     assert asyncio.run(test()) < 0.2
+
+
+def test_a_failure_that_can_no_longer_be_said_is_no_fault_of_the_program() -> None:
+    """It is not raised to who would log it as one, and the transfer is not completed."""
+
+    async def pieces() -> Any:
+        yield b"a"
+        raise RequestError("late", status=504, code="timeout")
+
+    async def test() -> None:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await Streamed(nullcontext(), pieces(), "text/plain")({}, send, send)  # type: ignore[arg-type]
+        assert [message.get("more_body") for message in sent] == [None, True]
+
+    asyncio.run(test())
