@@ -146,8 +146,8 @@ class Queue:
         """Tenants that ask for something, but at most a quarter as much as this one."""
         return [each for each in self._tenants.values() if 0 < 4 * each.asks <= beside.asks]
 
-    def hold_back(self, tenant: Tenant, others: Iterable[Tenant]) -> None:
-        """A tenant has to wait so that others are spared: that saves nothing up either."""
+    def lift(self, tenant: Tenant, others: Iterable[Tenant]) -> None:
+        """Take a tenant for served as much as each of these."""
         tenant.served = max(tenant.served, *(other.served for other in others))
 
     def next(

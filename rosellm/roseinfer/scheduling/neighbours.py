@@ -29,6 +29,7 @@ class Neighbours:
         self._queue = queue
         self._decoding = decoding
         self._streams_share = (stretch - 1) / 2
+        self._held: dict[Tenant, list[Tenant]] = {}
 
     def spared(self, tenants: Iterable[Tenant]) -> int:
         """Streams, running or to come, of those that ask for little beside one of these."""
@@ -44,5 +45,12 @@ class Neighbours:
         alone = self._decoding.seconds(sum(other.asks for other in modest))
         if self._decoding.each * (tenant.running + 1) <= share * alone:
             return False
-        self._queue.hold_back(tenant, modest)
+        self._held[tenant] = modest
         return True
+
+    def settle(self) -> None:
+        """A step was made. Whom it held back has saved nothing up by that; counters change here, not
+        where a step is planned by them."""
+        for tenant, modest in self._held.items():
+            self._queue.lift(tenant, modest)
+        self._held.clear()

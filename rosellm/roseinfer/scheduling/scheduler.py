@@ -84,9 +84,9 @@ class Scheduler:
         self._stopwatch = Stopwatch(clock)
         self._preemption = Preemption(self.roster, cache, clock)
         admission = Admission(self.roster, cache, limits, self._preemption, clock)
-        neighbours = Neighbours(self.roster.queue, decoding, stretch)
+        self._neighbours = Neighbours(self.roster.queue, decoding, stretch)
         self._turns = Turns(
-            self.roster, limits, self._chunks, self._preemption, admission, neighbours
+            self.roster, limits, self._chunks, self._preemption, admission, self._neighbours
         )
         self._intake = Intake(self.roster, cache, clock)
         self._ahead = Ahead()
@@ -213,6 +213,7 @@ class Scheduler:
             row = self._intake.take(sequence, work, done)
             if row is not None:
                 rows.append(row)
+        self._neighbours.settle()
         self._steps += 1
         self._batched_tokens = plan.num_tokens
         return rows
