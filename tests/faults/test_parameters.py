@@ -389,7 +389,9 @@ NO_CALLS = (
 
 
 def test_malformed_tool_calls_out_of_the_model(guarded: Server) -> None:
-    """What the model is made to say stays text; where it may call instead, a call is a call."""
+    """What the model is made to say stays text, unless it breaks after a call has begun: that has
+    been streamed, so it stays, and the answer does not end in calls. Where the model may call
+    instead, a call is a call."""
     stayed = 0
     for said in NO_CALLS:
         ask = {
@@ -407,7 +409,11 @@ def test_malformed_tool_calls_out_of_the_model(guarded: Server) -> None:
             message = choice["message"]
             if message.get("tool_calls"):
                 [called] = message["tool_calls"]
-                assert isinstance(json.loads(called["function"]["arguments"]), dict)
+                arguments = called["function"]["arguments"]
+                if choice["finish_reason"] == "tool_calls":
+                    assert isinstance(json.loads(arguments), dict)
+                else:
+                    assert arguments in said or choice["finish_reason"] == "length"
             elif choice["finish_reason"] == "stop":
                 assert message["content"].strip() == said.strip()
                 stayed += 1

@@ -132,4 +132,4 @@ def test_the_right_prediction_takes_few_steps(subject: Speculating) -> None:
     assert plain.scheduler.stats().steps == 40
     assert predicted.scheduler.stats().steps == 4
     stats = predicted.scheduler.stats()
-    assert (stats.drafts, stats.drafted, stats.accepted) == (3, 36, 36)
+    assert (stats.drafts, stats.drafted, stats.accepted) == (4, 36, 36)
