@@ -49,8 +49,8 @@ class Neighbours:
         return True
 
     def settle(self) -> None:
-        """A step was made. Whom it held back has saved nothing up by that; counters change here, not
-        where a step is planned by them."""
+        """A step was made. Whom it held back has saved nothing up by that; counters change here,
+        not where a step is planned by them."""
         for tenant, modest in self._held.items():
             self._queue.lift(tenant, modest)
         self._held.clear()

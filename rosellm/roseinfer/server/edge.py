@@ -32,6 +32,7 @@ SEND_BUFFER_BYTES = 256 << 10
 MOST_AHEAD = 16
 """Requests behind the one that is being answered; beyond, no more is read for now."""
 _LINGER_S = 2.0
+_LATE_S = 0.05
 # RFC 3986's host and port, without its escapes, which no client sends.
 _HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?")
 
@@ -249,7 +250,11 @@ class EdgeProtocol(HttpToolsProtocol):
 
 
 class _Deadline:
-    """Calls something when a time has passed, unless it is stopped before."""
+    """Calls something when a time has passed, unless it is stopped before.
+
+    When the loop itself comes late, it has not looked yet at what arrived meanwhile, so it gets as
+    much time again as it was late.
+    """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], None]
@@ -258,17 +263,25 @@ class _Deadline:
         self._seconds = seconds
         self._then = then
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def start(self) -> None:
         """Does nothing if the time runs already."""
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._end)
+            self._wait(self._seconds)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def _wait(self, seconds: float) -> None:
+        self._due = self._loop.time() + seconds
+        self._timer = self._loop.call_later(seconds, self._end)
+
     def _end(self) -> None:
+        late = self._loop.time() - self._due
+        if late > _LATE_S:
+            return self._wait(late)
         self._timer = None
         self._then()
