@@ -29,8 +29,9 @@ LEAST_SPARING = 2
 """The same where it is known how streams can be spared; of single tokens nothing is learned."""
 NEIGHBOURS_SHARE = 0.5
 PROMPTS_S = 0.25
-MARGIN, LEAST_MARGIN = 0.8, 0.1
-"""The part of what the target leaves that is planned for: what is predicted is not what happens."""
+FIRST_MARGIN, MARGIN, LEAST_MARGIN = 0.5, 0.8, 0.1
+"""The part of what the target leaves that is planned for, at first, at most and at least: what is
+predicted is not what happens."""
 _CLOSER, _FURTHER = 1.0005, 0.9
 """What a step within the target does to the margin, and one beyond it: in balance about one step in
 two hundred is beyond, and clients, who see more delays than steps, find one in a hundred late."""
@@ -56,7 +57,7 @@ class Chunks:
         self._decoding = decoding
         self._usual = (0.0, 0.0)
         self._rough = True
-        self._margin = MARGIN
+        self._margin = FIRST_MARGIN
         self._largest = 0
         self._since = 0
 
