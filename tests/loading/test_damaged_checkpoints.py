@@ -410,6 +410,18 @@ def damage(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(data)
 
 
+def test_an_archive_that_claims_to_have_a_part_elsewhere(pristine: Path, tmp_path: Path) -> None:
+    """Python's own look at the end of a zip file raises then."""
+    model = tmp_path / "rose.pt"
+    whole = (pristine / "rose.pt").read_bytes()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 2)
+    at = whole.rindex(b"PK\x05\x06")
+    start = at - len(locator) if whole[at - 20 : at - 16] == b"PK\x06\x07" else at
+    model.write_bytes(whole[:start] + locator + whole[at:])
+    with pytest.raises(RosellmError, match="not a readable torch checkpoint"):
+        load(model)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_any_config_value(kind: str, pristine: Path, tmp_path: Path) -> None:
     config = {**(LLAMA if kind == "llama" else GPT2)}

@@ -51,8 +51,15 @@ def check_file_name(file: Path) -> None:
 
 def _check_file(file: Path) -> None:
     check_file_name(file)
-    if not zipfile.is_zipfile(file):
+    if not _is_archive(file):
         raise ModelError(
             f"{file}: not a readable torch checkpoint: no zip archive, as torch.save writes since "
             "1.6; if it is incomplete, copy it again"
         )
+
+
+def _is_archive(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # Python says so of an end that claims to be on another disk
+        return False
