@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from rosellm.roseinfer.server.edge import MOST_AHEAD
 from tests.e2e.conftest import Server
 from tests.faults.conftest import CONNECTIONS, RECEIPT_S, STALL_S, connect, read, say
 
@@ -312,6 +313,17 @@ def test_requests_one_behind_the_other(guarded: Server, undisturbed: str) -> Non
         undisturbed
         in json.loads(answer.body[answer.body.rindex(b"\r\n\r\n") :])["choices"][0]["text"]
     )
+
+
+def test_far_more_requests_than_answers(guarded: Server) -> None:
+    """What one connection may have waiting is bounded; what was within is answered."""
+    body = json.dumps({**ASK, "max_tokens": 400, "ignore_eos": True}).encode()
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=30) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        connection.sendall((b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n") * 2000)
+        received = rest_of(connection)
+    assert received.count(b"HTTP/1.1 200") == 1 + MOST_AHEAD
+    assert received.count(b"HTTP/1.1 ") == 1 + MOST_AHEAD
 
 
 def test_connections_beyond_the_limit(guarded: Server) -> None:

@@ -29,8 +29,9 @@ MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 << 10
 SEND_BUFFER_BYTES = 256 << 10
-MOST_AHEAD = 16
-"""Requests behind the one that is being answered; beyond, no more is read for now."""
+MOST_AHEAD = 64
+"""Requests that a client may send ahead of their answers. They are read, since else nobody would
+notice that it leaves, and kept."""
 _LINGER_S = 2.0
 _LATE_S = 0.05
 # RFC 3986's host and port, without its escapes, which no client sends.
@@ -151,8 +152,10 @@ class EdgeProtocol(HttpToolsProtocol):
             self._give_up(400, "the only transfer coding that is read is chunked")
         self._head_complete = True
         super().on_headers_complete()
-        if 0 < len(self.pipeline) <= MOST_AHEAD:
-            self.flow.resume_reading()  # or a client that leaves would not be noticed
+        if len(self.pipeline) > MOST_AHEAD:
+            self._give_up(503, f"more than {MOST_AHEAD} requests wait for answers here")
+        if self.pipeline:
+            self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         self._shown = True
@@ -181,7 +184,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.pipeline:  # the next request waits unread behind one that is being answered
             self._receipt.start()
         elif not self._begun:
-            self.transport.close()
+            self._close()
         else:
             limit = f"{self.limits.receipt_s:g} s"
             self._refuse(408, f"the request did not arrive within {limit}", "request_timeout")
@@ -193,6 +196,24 @@ class EdgeProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._stall.stop()
         super().resume_writing()
+        self._limit_closing()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._limit_closing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._limit_closing()
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._limit_closing()
+
+    def _limit_closing(self) -> None:
+        """A closed transport is there until its client has read the rest, however little it is."""
+        if self.transport.is_closing():
+            self._stall.start()
 
     # -- refusing ----------------------------------------------------------------------------
 
@@ -242,7 +263,7 @@ class EdgeProtocol(HttpToolsProtocol):
         # Closed at once, with unread bytes left, TCP would reset and the answer be lost.
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(_LINGER_S, self.transport.close)
+        self.loop.call_later(_LINGER_S, self._close)
         self.on_refusal(status)
         client = (self.client or ("-",))[0]
         fields = {"client": client, "status": status, "error": message}
@@ -253,7 +274,7 @@ class _Deadline:
     """Calls something when a time has passed, unless it is stopped before.
 
     When the loop itself comes late, it has not looked yet at what arrived meanwhile, so it gets as
-    much time again as it was late.
+    much time again as it was late; but once, since a busy loop may be late for ever.
     """
 
     def __init__(
@@ -264,10 +285,12 @@ class _Deadline:
         self._then = then
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
+        self._put_off = False
 
     def start(self) -> None:
         """Does nothing if the time runs already."""
         if self._timer is None:
+            self._put_off = False
             self._wait(self._seconds)
 
     def stop(self) -> None:
@@ -281,7 +304,8 @@ class _Deadline:
 
     def _end(self) -> None:
         late = self._loop.time() - self._due
-        if late > _LATE_S:
+        if late > _LATE_S and not self._put_off:
+            self._put_off = True
             return self._wait(late)
         self._timer = None
         self._then()
