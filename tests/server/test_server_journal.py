@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_a_full_disk_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
         async with serving(says("a"), journal=journal) as server:
             assert (await server.chat()).status_code == 200
             assert (await server.chat()).status_code == 200
-            await asyncio.to_thread(journal.flush)
+            await asyncio.to_thread(journal.flush, 10)
 
     asyncio.run(test())
     assert caplog.text.count("requests are not logged") == 1
@@ -174,7 +175,7 @@ def test_a_disk_that_is_full_for_a_while_leaves_no_half_of_a_line(
     monkeypatch.setattr(os, "write", into_little_room)
     for id in ("lost", "kept"):
         journal.write(Logged(id, 0.0, "/", {}, "fp", [], []))
-    journal.flush()
+    assert journal.flush(10)
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["kept"]
 
 
@@ -182,7 +183,7 @@ def test_a_disk_that_hangs_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "requests.jsonl"
-    monkeypatch.setattr(journal_module, "MOST_WAITING", 4)
+    monkeypatch.setattr(journal_module, "MOST_WAITING", 4 * journal_module.LINE_BYTES)
     journal = Journal(str(path))
     goes_on = threading.Event()
     write = os.write
@@ -196,8 +197,58 @@ def test_a_disk_that_hangs_does_not_fill_the_memory(
     for number in range(50):
         journal.write(Logged(str(number), 0.0, "/", {}, "fp", [], []))
     goes_on.set()
-    journal.flush()
+    assert journal.flush(10)
     assert len(path.read_text().splitlines()) == 4
+    assert caplog.text.count("requests are not logged") == 1
+
+
+def test_long_prompts_wait_in_smaller_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits is counted by its size, not by lines."""
+    path = tmp_path / "requests.jsonl"
+    goes_on = threading.Event()
+    write = os.write
+
+    async def test() -> None:
+        journal = Journal(str(path))
+
+        def late(descriptor: int, data: bytes) -> int:
+            if descriptor == journal._file:
+                goes_on.wait(20)
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", late)
+        monkeypatch.setattr(journal_module, "MOST_WAITING", 3 * (4096 + 100 * 200))
+        async with serving(says("a"), journal=journal) as server:
+            for _ in range(9):
+                answer = await server.complete(prompt="x" * 200, max_tokens=1)
+                assert answer.status_code == 200
+            goes_on.set()
+            assert await asyncio.to_thread(journal.flush, 10)
+
+    asyncio.run(test())
+    assert len(path.read_text().splitlines()) in (2, 3)
+
+
+def test_a_slow_disk_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not again with each line that it has managed to write."""
+    monkeypatch.setattr(journal_module, "MOST_WAITING", 4 * journal_module.LINE_BYTES)
+    journal = Journal(str(tmp_path / "requests.jsonl"))
+    write = os.write
+
+    def slow(descriptor: int, data: bytes) -> int:
+        if descriptor == journal._file:
+            time.sleep(0.005)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    for number in range(150):
+        journal.write(Logged(str(number), 0.0, "/", {}, "fp", [], []))
+        time.sleep(0.001)
+    assert journal.flush(10)
     assert caplog.text.count("requests are not logged") == 1
 
 
@@ -271,6 +322,6 @@ def test_a_build_is_read_as_it_was_written(tmp_path: Path) -> None:
     journal = Journal(str(path))
     build = decode_line(BUILD)
     journal.write(build)
-    journal.flush()
+    assert journal.flush(10)
     assert lines(path) == [build]
     assert isinstance(build, Build)

@@ -13,9 +13,9 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -30,7 +30,9 @@ from rosellm.roseinfer.server.job import Job
 log = logging.getLogger(__name__)
 
 
-MOST_WAITING = 4096  # lines
+MOST_WAITING = 64 << 20  # bytes of what waits to be written, roughly
+TOKEN_BYTES = 100  # of an id, as a number in lists and as text
+LINE_BYTES = 4096  # of what else there is to a request
 
 
 class Build(msgspec.Struct, tag="build"):
@@ -88,30 +90,53 @@ class Journal:
             raise ConfigError(f"--log-requests {path}: {error.strerror}") from None
         self._path = path
         self._fails = False
-        self._room = threading.Semaphore(MOST_WAITING)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._waiting = 0  # bytes
+        self._lock = threading.Lock()
+        self._lines: SimpleQueue[tuple[Line, int] | threading.Event] = SimpleQueue()
+        # A daemon: a disk that hangs keeps nobody from ending.
+        threading.Thread(target=self._append_all, name="journal", daemon=True).start()
 
-    def write(self, line: Line) -> None:
-        """Append a line, soon; it is lost if too many wait, as on a disk that hangs."""
-        if self._room.acquire(blocking=False):
-            self._writer.submit(self._append, line)
-        else:
+    def write(self, line: Line, size: int = LINE_BYTES) -> None:
+        """Append a line, soon; it is lost if too much waits, as on a disk that hangs.
+
+        Args:
+            size: bytes that it takes while it waits, roughly.
+        """
+        with self._lock:
+            full = self._waiting > 0 and self._waiting + size > MOST_WAITING
+            self._waiting += 0 if full else size
+        if full:
             self._tell("it takes too long")
+        else:
+            self._lines.put((line, size))
 
-    def flush(self) -> None:
-        """Wait until all of it is written."""
-        self._writer.submit(lambda: None).result()
+    def flush(self, seconds: float) -> bool:
+        """Whether all of it was written in this time."""
+        done = threading.Event()
+        self._lines.put(done)
+        return done.wait(seconds)
 
-    def _append(self, line: Line) -> None:
+    def _append_all(self) -> None:
+        while True:
+            item = self._lines.get()
+            if isinstance(item, threading.Event):
+                item.set()
+            else:
+                self._append(*item)
+
+    def _append(self, line: Line, size: int) -> None:
+        written = False
         try:
             self._write(_encode(line) + b"\n")
-            self._fails = False
+            written = True
         except OSError as error:
             self._tell(error.strerror)
         except Exception:
             log.exception("a request could not be logged")
-        finally:
-            self._room.release()
+        with self._lock:
+            self._waiting -= size
+            if written and not self._waiting:  # else the next one that is lost says it again
+                self._fails = False
 
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)
@@ -161,7 +186,10 @@ class Record:
 
     def end(self) -> None:
         """Write it down."""
-        self._journal.write(self._logged)
+        prompts = sum(len(job.prompt) + len(job.prediction) for job in self._logged.jobs)
+        tokens = prompts + sum(len(choice.token_ids) for choice in self._logged.choices)
+        grammars = sum(len(job.grammar) for job in self._logged.jobs)
+        self._journal.write(self._logged, LINE_BYTES + TOKEN_BYTES * tokens + 2 * grammars)
 
 
 def build_of(config: EngineConfig, ready: Ready) -> Build:

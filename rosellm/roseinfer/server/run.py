@@ -28,6 +28,7 @@ from rosellm.roseinfer.server.web_server import web_server
 
 log = logging.getLogger(__name__)
 
+_FLUSH_S = 5.0  # for what the log of requests has still to write
 MOURNING_S = 3.0  # /health says 503 this long after the engine's death, for load balancers to see
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ async def _listen(
         await answering
         if service is not None and service.tracing is not None:
             await asyncio.to_thread(service.tracing.close)
+        if service is not None and service.journal is not None:
+            await asyncio.to_thread(service.journal.flush, _FLUSH_S)
         await client.stop()
 
 
