@@ -94,10 +94,16 @@ def test_an_answer_that_is_broken_off_at_the_end_is_no_error() -> None:
         gate = Gate()
         gate.open(answers_for_ever, lambda _: None)
         scope = {"type": "http", "path": CHAT, "headers": []}
-        inside = asyncio.ensure_future(gate(scope, None, None))  # type: ignore[arg-type]
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        inside = asyncio.ensure_future(gate(scope, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         inside.cancel()
         await inside
+        assert sent[0]["status"] == 503, "nothing was sent yet: it is told so"
         await asyncio.wait_for(gate.empty(), 2)
 
     asyncio.run(test())

@@ -239,6 +239,24 @@ def test_what_is_asked_for_often_is_not_forgotten(monkeypatch: pytest.MonkeyPatc
     assert len(judged) == 21
 
 
+def test_what_several_ask_for_at_once_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = 0
+
+    async def judge(check: Check) -> Verdict:
+        nonlocal judged
+        judged += 1
+        await asyncio.sleep(0.01)
+        return Verdict(check.text)
+
+    async def test() -> None:
+        checker = Grammars(ByteTokenizer(), 300)
+        monkeypatch.setattr(checker, "_judged", judge)
+        await asyncio.gather(*(checker.checked(Regex("a"), "field", "key") for _ in range(20)))
+
+    asyncio.run(test())
+    assert judged == 1
+
+
 def test_who_asks_for_many_holds_up_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     released = asyncio.Event()
 

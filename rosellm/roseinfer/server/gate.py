@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rosellm.roseinfer.errors import RequestError
 from rosellm.roseinfer.server.auth import path_as_sent
@@ -70,12 +70,21 @@ class Gate:
             await RequestLog(self._refuse)(scope, receive, send)
 
     async def _admit(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def note_and_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         self._inside += 1
         self._empty.clear()
         try:
-            await app(scope, receive, send)
+            await app(scope, receive, note_and_send)
         except asyncio.CancelledError:  # the server ends: that needs no traceback
             log.warning("an answer was broken off, because the server ends")
+            if not begun:
+                await self._not_ready(scope, receive, send)
         finally:
             self._inside -= 1
             if not self._inside:
@@ -85,8 +94,11 @@ class Gate:
         if path_as_sent(scope) == ALIVE:
             return await json_response(Alive())(scope, receive, send)
         await _read_out(scope, receive)
+        await self._not_ready(scope, receive, send)
+
+    async def _not_ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.refused(503)
-        error = RequestError(self._closed, status=503, code="not_ready")
+        error = RequestError(self._closed or "the server ends", status=503, code="not_ready")
         await error_response(error, {"connection": "close"})(scope, receive, send)
 
 

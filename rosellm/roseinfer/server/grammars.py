@@ -66,14 +66,18 @@ class Grammars:
         )
         if text not in self._good:
             async with self._turn_of(tenant), self._turns:
-                verdict = await self._judged(Check(text, schema))
-            if verdict.error:
-                raise _refusal(verdict.error, param, verdict.pointer, schema is not None)
-            self._good[text] = verdict.text
-            if len(self._good) > _KEPT:
-                self._good.popitem(last=False)
+                if text not in self._good:  # by now, since others may have asked for the same
+                    await self._learn(text, schema, param)
         self._good.move_to_end(text)  # what is asked for often stays
         return self._good[text]
+
+    async def _learn(self, text: str, schema: Any, param: str) -> None:
+        verdict = await self._judged(Check(text, schema))
+        if verdict.error:
+            raise _refusal(verdict.error, param, verdict.pointer, schema is not None)
+        self._good[text] = verdict.text
+        if len(self._good) > _KEPT:
+            self._good.popitem(last=False)
 
     def _turn_of(self, tenant: str) -> asyncio.Semaphore:
         """There while somebody has it. Without keys all are one tenant."""
