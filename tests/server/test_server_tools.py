@@ -309,6 +309,5 @@ def test_a_stream_is_the_whole_answer(
     if choice["finish_reason"] == "tool_calls":
         assert calls
         called(choice["message"])
-    elif calls:
-        assert "arguments" in calls[-1]["function"]
+    else:
         assert choice["finish_reason"] in ("stop", "length")

@@ -168,6 +168,7 @@ def test_channels(text: str, parts: Parts) -> None:
         ('{"a": "<|call|> b"} <|call|>', '{"a": "<|call|> b"}', "", True),
         ('{"a": 1} so<|call|>', '{"a": 1}', " so", True),
         (" <|call|>", "{}", "", True),
+        ("", "{}", "", True),
         ('"{\\"a\\": 1}"<|call|>', '{"a": 1}', "", True),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any, get_args
 
 import pytest
@@ -335,18 +336,39 @@ def test_a_marker_in_a_string_is_held_back_until_it_is_known_to_be_one() -> None
     assert parser.feed("}").calls == (Call("", '</tool_call> c d"}'),)
 
 
-def test_markers_without_number_take_no_time() -> None:
-    """Text that is all markers is read in about linear time."""
-    format = AnswerFormat(tools="hermes", names=NAMES)
-    text = '<tool_call>"</tool_call>' * 4000
-    assert read(format, [text[i : i + 7] for i in range(0, len(text), 7)]) == Parts(text)
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '<tool_call>"</tool_call>' * 4000),
+        ("pythonic", "<|python_start|>[f(a=[" * 2000),
+    ],
+)
+def test_markers_without_number_take_no_time(name: str, text: str) -> None:
+    """Text that is all beginnings of calls is read in about linear time."""
+    format, began = AnswerFormat(tools=name, names=NAMES), time.thread_time()
+    read(format, [text[i : i + 7] for i in range(0, len(text), 7)])
+    assert time.thread_time() - began < 4
+
+
+@pytest.mark.parametrize("space", [" \n", "\f", "\v", "\xa0", "\u3000"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("llama3_json", '{"name": "f", "parameters": {}}'), ("pythonic", "[f()]")],
+)
+def test_white_space_of_any_kind_before_a_bare_call(name: str, text: str, space: str) -> None:
+    format = AnswerFormat(tools=name, names=NAMES)
+    for pieces in ([space + text], list(space + text)):
+        assert read(format, pieces).calls == (Call("f", "{}"),)
+    for pieces in ([space + text[:-2]], [space + text[0] + "?"]):
+        assert not read(format, pieces).calls
 
 
 # -- any text in any pieces ------------------------------------------------------------------
 
 PIECES = st.sampled_from(
     [
-        *'{}[]"\\:,; \n<>()=.',
+        *'{}[]"\\:,; \n\f\v\xa0\u3000<>()=.',
         *("f", "g", "nobody", "a", "1", "name", "arguments", "parameters", '{"name": "f"}'),
         *(text for name in ALL for text in registry.load(name).markers),
         *(write(("f", {"a": 1})) for _, write in WRITERS),

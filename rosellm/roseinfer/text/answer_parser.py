@@ -28,7 +28,8 @@ class Parser(Stage, Protocol):
 
     @property
     def whole(self) -> bool:
-        """Whether no call has come out that is broken, or was cut off."""
+        """Whether no call has come out that is broken, or was cut off, and the answer did not end
+        inside of what may have become one."""
         ...
 
 

@@ -160,14 +160,16 @@ class Harmony:
             self._calls.end()
         else:
             yield from read_arguments(self._text, self._calls, name)
-            if not (yield from self._ends()) and not self._text.at_end:
+            if not (yield from self._ends()):
                 raise NoCall("something else")
         for marker in (END, CALL, RETURN):
             yield from self._text.starts(marker)
 
     def _ends(self) -> Waits[bool]:
-        """Whether nothing but white space stands before a marker."""
-        yield from self._text.peek(SPACE)
+        """Whether nothing but white space stands before a marker, or before the end: the marker may
+        have been the token that ended the answer, which is not shown."""
+        if not (yield from self._text.peek(SPACE)):
+            return True
         while not (rest := self._text.rest).startswith(_ENDS):
             if self._text.last or not any(marker.startswith(rest) for marker in _ENDS):
                 return False
@@ -185,7 +187,7 @@ class Harmony:
             shown = self._fail()
         self._text.drop(0)
         self._reader = None
-        self._calls.enough = self._calls.enough or self._calls.all_made
+        self._calls.closed()
         return Parts("" if self.enough else shown)
 
     def _fail(self) -> str:

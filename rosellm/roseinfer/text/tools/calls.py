@@ -37,7 +37,7 @@ class Calls:
         self, text: Incoming, markers: Sequence[str], names: Collection[str], most: int | None
     ) -> None:
         self._text = text
-        self._markers = markers
+        self._markers = tuple(markers)
         self._names = frozenset(names)
         self._most = most
         self.made = 0
@@ -48,9 +48,9 @@ class Calls:
         self._held = ""  # of its arguments
         self._pieces: list[Call] = []
 
-    @property
-    def all_made(self) -> bool:
-        return self.made == self._most
+    def closed(self) -> None:
+        """Where calls may stand has come to its end: none is wanted behind it if all are made."""
+        self.enough = self.enough or self.made == self._most
 
     def check(self, name: str) -> None:
         """
@@ -67,7 +67,7 @@ class Calls:
             NoCall: no tool has this name, or there are calls enough.
         """
         self.check(name)
-        self.enough = self.all_made
+        self.enough = self.made == self._most
         if self.enough:
             raise NoCall("one too many")
         self._name, self._held = name, ""
@@ -101,7 +101,7 @@ class Calls:
 
     def take(self) -> tuple[Call, ...]:
         """The pieces that have become certain."""
-        if self.open:
+        if self.open and not self._held.startswith(self._markers):
             found = first_of(self._held, self._markers)
             certain = found[0] if found else len(self._held) - begun(self._held, self._markers)
             self._release(certain)

@@ -89,15 +89,16 @@ class Incoming:
 
     def run(self, pattern: re.Pattern[str], say: Callable[[str], None] | None = None) -> Waits[str]:
         """Go past characters as long as a pattern of one or more matches; say them as they come."""
-        taken = ""
+        taken: list[str] = []
         while True:
             found = pattern.match(self.text, self.place)
             if found is not None:
-                taken, self.place = taken + found[0], found.end()
+                taken.append(found[0])
+                self.place = found.end()
                 if say is not None:
                     say(found[0])
             if self.place < len(self.text) or self.last:
-                return taken
+                return "".join(taken)
             yield
 
     def _next(self, length: int) -> str:

@@ -45,7 +45,8 @@ class ToolCalls:
 
     @property
     def whole(self) -> bool:
-        """Whether no call has come out that is broken, or was cut off."""
+        """Whether no call has come out that is broken, or was cut off, and the answer did not end
+        inside of what may have become one."""
         return self._calls.whole
 
     def feed(self, text: str) -> Parts:
@@ -72,7 +73,9 @@ class ToolCalls:
         """One step on; None where more text has to come."""
         start, text, last = self._format.start, self._text.rest, self._text.last
         if self._begins_bare(text):
-            return self._open("", 0)
+            step = self._open("", 0)
+            self._text.place += len(text) - len(text.lstrip())  # it is content if this is no call
+            return step
         markers = [start, self._format.end] if self._ends else [start]
         found = first_of(text, markers)
         if found is not None and found[1] == start:
@@ -122,7 +125,7 @@ class ToolCalls:
 
     def _close(self) -> Parts:
         self._reader, self._gap = None, ""
-        self._calls.enough = self._calls.enough or self._calls.all_made
+        self._calls.closed()
         return Parts()
 
     def _fail(self) -> Parts:
@@ -140,6 +143,7 @@ class ToolCalls:
         if self.enough:
             return Parts()
         self._reader = None
+        self._said = self._said or not self._marker  # no bare one begins behind one that failed
         if (self._marker or some) and len(unread) <= self._again:
             self._again -= len(unread)
             text.place, unread = back, ""
