@@ -51,8 +51,8 @@ test-full: $(DEV) $(NATIVE) ## run the slow tests too
 fuzz: $(DEV) $(NATIVE) ## send requests made at random: make fuzz [FUZZ_CASES=1000000] [FUZZ_SEED=7]
 	@exec $(BIN)/python -m tests.fuzz.run --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) $(ARGS)
 
-fuzz-files: $(DEV) $(NATIVE) ## take in files damaged at random: make fuzz-files [ARGS="--first 1000 --count 10000"]
-	@exec $(BIN)/python -m tests.faults.hostile_files $(ARGS)
+fuzz-files: $(DEV) $(NATIVE) ## take in files damaged at random: make fuzz-files [FUZZ_SEED=7] [ARGS="--count 10000"]
+	@exec $(BIN)/python -m tests.faults.hostile_files --first $(FUZZ_SEED) $(ARGS)
 
 soak: $(RUNTIME) $(NATIVE) ## serve half an hour of load with faults in it: make soak [MODEL=path] [ARGS="--minutes 5"]
 	@exec $(BIN)/python -m benchmarks.soak $(named_model) $(ARGS)

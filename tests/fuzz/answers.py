@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 PLANNED = {503: "queue_full", 504: "timeout"}
 """What a server may say that is not the request's fault, and the code that says it was meant."""
@@ -39,8 +40,11 @@ def check(method: str, got: Got) -> None:
         assert got.status < 500
         return
     if got.status < 400:
-        if got.headers.get("content-type", "").startswith("text/event-stream"):
+        kind = got.headers.get("content-type", "")
+        if kind.startswith("text/event-stream"):
             _check_stream(got.body)
+        elif kind.startswith("application/json"):
+            _read(got.body)
         return
     error = json.loads(got.body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -54,6 +58,17 @@ def check(method: str, got: Got) -> None:
 def _check_stream(body: bytes) -> None:
     """Whole; only a deadline of its own may have ended it earlier, which its last event says."""
     assert body.endswith(b"\n\n"), body[-500:]
-    last = body[:-2].rpartition(b"\n\n")[2].removeprefix(b"data: ")
+    *events, last = (event.removeprefix(b"data: ") for event in body[:-2].split(b"\n\n"))
+    for event in events:
+        _read(event)
     if last != b"[DONE]":
-        assert json.loads(last)["error"]["code"] == PLANNED[504], body[-500:]
+        assert _read(last)["error"]["code"] == PLANNED[504], body[-500:]
+
+
+def _read(content: bytes) -> Any:
+    """What it says, as JSON that every reader knows."""
+    return json.loads(content, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

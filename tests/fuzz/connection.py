@@ -38,7 +38,11 @@ class Connection:
             self.close()
             loop = asyncio.get_running_loop()
             _, self._line = await loop.create_connection(_Line, "127.0.0.1", self._port)
-        return await asyncio.wait_for(self._line.ask(sent), PATIENCE_S)
+        try:
+            return await asyncio.wait_for(self._line.ask(sent), PATIENCE_S)
+        except TimeoutError:
+            self.close()  # what comes late is not the next one's answer
+            raise
 
     def close(self) -> None:
         if self._line is not None:

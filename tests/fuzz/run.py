@@ -81,7 +81,11 @@ class Run:
         while first < end and len(self.report.failures) < MOST_FAILURES:
             self._numbers = iter(range(first, first := min(end, first + ROUND)))
             await asyncio.gather(*(self._client() for _ in range(min(AT_ONCE, count))))
-            await self._as_before()
+            try:
+                await self._as_before()
+            except (OSError, TimeoutError, AssertionError) as error:
+                self._fail(f"after a round: {type(error).__name__}: {error}")
+                break
         self.report.seconds = time.monotonic() - self._started
         return self.report
 
@@ -90,6 +94,8 @@ class Run:
         try:
             for number in self._numbers:
                 await self._try(connection, number)
+                if len(self.report.failures) >= MOST_FAILURES:
+                    break
         finally:
             connection.close()
 
@@ -99,8 +105,9 @@ class Run:
         self.report.statuses[status] += 1
         if wrong:
             connection.close()
-            least = await smallest(connection, sent)
-            self._fail(f"case {number}: {wrong}\n  sent {sent}\n  smallest {least}")
+            self._fail(f"case {number}: {wrong}\n  sent {sent}")
+            if status and self._loud:  # where there is no answer, each attempt would wait for one
+                print(f"  smallest {await smallest(connection, sent)}", flush=True)
         self._progress()
 
     async def _probe(self) -> Any:
@@ -194,6 +201,7 @@ def write_model(folder: Path) -> Path:
 
 def serve(folder: Path, stderr: IO[bytes]) -> Server:
     options = ["--device=cpu", f"--max-model-len={CONTEXT}", "--tool-parser=hermes"]
+    options.append("--engine-restarts=0")  # else what was lost would go on, and nobody notice
     one_thread = {"ROSELLM_CPU_THREADS": "1", "OMP_NUM_THREADS": "1"}
     return start_server(
         str(folder), *options, "--no-access-log", model=NAMES[0], stderr=stderr, **one_thread
@@ -207,6 +215,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--case", type=int, help="send only this one, and show its answer")
     asked = parser.parse_args()
+    print(f"seed {asked.seed}", flush=True)
     with tempfile.TemporaryDirectory() as place, (Path(place) / "stderr").open("w+b") as stderr:
         server = serve(write_model(Path(place) / NAMES[0]), stderr)
         try:
@@ -236,9 +245,9 @@ def _described(server: Server, report: Report, cases: int, seed: int) -> int:
 
         try:
             return try_description(server.url, send, lambda of: -(-cases // of), seed)
-        except AssertionError as error:
+        except Exception as error:  # several at once, or an answer that it cannot read: as much
             notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-            report.failures.append(f"schemathesis, seed {seed}: {error}{notes}")
+            report.failures.append(f"schemathesis, seed {seed}: {error!r}{notes}")
             print(f"FAILED {report.failures[-1]}", flush=True)
             return 0
 

@@ -85,11 +85,13 @@ def test_a_failure_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
         (400, b'{"error": {"message": "a\\nb", "type": "t", "param": null, "code": null}}', True),
         (400, b'{"error": {"message": "m"}}', True),
         (400, b"no JSON", True),
-        (200, b"anything", False),
+        (200, b"anything", True),
+        (200, b'{"a": NaN}', True),
+        (200, b'{"a": 1.5}', False),
     ],
 )
 def test_what_an_answer_may_be(status: int, body: bytes, wrong: bool) -> None:
-    got = Got(status, {"x-request-id": "1"}, body)
+    got = Got(status, {"x-request-id": "1", "content-type": "application/json"}, body)
     assert bool(run.fault("POST", got)) == wrong
     assert run.fault("POST", Got(status, {}, body))  # without its id
 
@@ -98,6 +100,7 @@ def test_what_a_stream_may_be() -> None:
     headers = {"x-request-id": "1", "content-type": "text/event-stream; charset=utf-8"}
     late = b'data: {"error": {"code": "timeout"}}\n\n'
     assert not run.fault("POST", Got(200, headers, b"data: {}\n\ndata: [DONE]\n\n"))
+    assert run.fault("POST", Got(200, headers, b"data: {\n\ndata: [DONE]\n\n"))
     assert not run.fault("POST", Got(200, headers, b"data: {}\n\n" + late))
     assert run.fault("POST", Got(200, headers, late.replace(b"timeout", b"oops")))
     assert run.fault("POST", Got(200, headers, b"data: {}\n\n"))

@@ -126,9 +126,7 @@ class Drawing:
 
     def _object(self, node: Node) -> Draw:
         if "properties" not in node:
-            return lambda random: {
-                text(random): anything(random) for _ in range(random.randrange(4))
-            }
+            return _any_object
         fields = {name: self.of(each, name) for name, each in node["properties"].items()}
         required = [name for name in node.get("required", ()) if name in fields]
         others = sorted(fields.keys() - set(required))
