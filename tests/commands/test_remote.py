@@ -169,6 +169,7 @@ def test_a_server_without_models(body: bytes, says: str) -> None:
         answer(server.url, None)
 
 
+@pytest.mark.alone
 def test_nobody_listens() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

@@ -28,6 +28,7 @@ def _run(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow  # tests/server/test_server_life.py has one, with a fake engine
+@pytest.mark.alone
 def test_the_death_of_an_engine_that_may_not_restart_ends_streams_and_the_process(
     launch: Launch, model_folder: Path
 ) -> None:

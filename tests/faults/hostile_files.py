@@ -48,7 +48,7 @@ class Tally:
         rate = self.tried / max(self.seconds, 1e-9)
         return json.dumps(
             {"tried": self.tried, **self.outcomes, "seconds": round(self.seconds, 1),
-             "files_per_s": round(rate, 1), "seeds_wrong": self.wrong}
+             "files_per_s": round(rate, 1), "wrong_files": self.wrong}
         )  # fmt: skip
 
 

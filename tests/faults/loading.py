@@ -52,9 +52,6 @@ class Verdict:
     said: str = ""
     change: str = ""
 
-    def __str__(self) -> str:
-        return f"seed {self.seed}, {self.file}: {self.said} [{self.change}]"
-
 
 def take_in(model: Path, tokenizer: Path) -> None:
     """Everything that ``rosellm serve`` does with a model's files, up to the first token."""
@@ -74,45 +71,41 @@ def take_in(model: Path, tokenizer: Path) -> None:
             core.step()
 
 
-def mutated(seed: int, pristine: Path, place: Path) -> tuple[Path, str, str]:
-    """Write the hostile version of a seed; where it is, which file was changed, and how."""
-    mutator = Mutator(seed)
-    kind = mutator.random.choice(sorted(path.name for path in pristine.iterdir()))
-    folder = place / "model"
-    shutil.copytree(pristine / kind, folder)
-    chosen = mutator.random.choice(sorted(path for path in folder.iterdir() if path.is_file()))
-    mutator.file(chosen)
-    before = (pristine / kind / chosen.name).read_bytes()
-    return folder, f"{kind}/{chosen.name}", _change(before, chosen.read_bytes())
-
-
 def verdict(seed: int, pristine: Path) -> Verdict:
     """How the hostile version of a seed was taken in."""
+    mutator = Mutator(seed)
+    kind = mutator.random.choice(sorted(path.name for path in pristine.iterdir()))
     with tempfile.TemporaryDirectory() as place:
-        folder, file, change = mutated(seed, pristine, Path(place))
-        checkpoint = next(folder.glob("*.pt"), folder)
-        started = time.monotonic()
-        outcome, said = _tried(checkpoint, folder)
-        took = time.monotonic() - started
-        if took > SLOW_S:
-            outcome, said = "wrong", f"took {took:.1f} s"
-        return Verdict(seed, outcome, file, said, change)
+        folder = Path(place) / "model"
+        shutil.copytree(pristine / kind, folder)
+        chosen = mutator.random.choice(sorted(path for path in folder.iterdir() if path.is_file()))
+        before = chosen.read_bytes()
+        mutator.file(chosen)
+        change = _change(before, chosen.read_bytes())
+        outcome, said = _tried(folder)
+    return Verdict(seed, outcome, f"{kind}/{chosen.name}", said, change)
 
 
-def _tried(checkpoint: Path, folder: Path) -> tuple[Outcome, str]:
+def _tried(folder: Path) -> tuple[Outcome, str]:
+    checkpoint = next(folder.glob("*.pt"), folder)
+    outcome: Outcome
+    started = time.monotonic()
     try:
         take_in(checkpoint, folder)
     except RosellmError as error:
         line = str(error)
         if not line.isprintable() or len(line) > 1500:
             return "wrong", f"no short line: {line[:200]!r}"
-        return "refused", line
+        outcome, said = "refused", line
     except BaseException as error:
         place_of = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in place_of if "/rosellm/" in frame.filename][-1:]
         where = f"{Path(ours[0].filename).name}:{ours[0].lineno}" if ours else "?"
         return "wrong", f"{type(error).__name__} at {where}: {str(error)[:200]!r}"
-    return "served", ""
+    else:
+        outcome, said = "served", ""
+    took = time.monotonic() - started
+    return (outcome, said) if took <= SLOW_S else ("wrong", f"took {took:.1f} s")
 
 
 def _change(before: bytes, after: bytes) -> str:

@@ -179,6 +179,7 @@ def test_what_comes_behind_a_request_costs_it_no_answer(
     assert "connection: close" in answer.head
 
 
+@pytest.mark.alone
 def test_a_client_that_leaves_with_a_request_behind_another(guarded: Server) -> None:
     """Both are noticed: the one that is answered is aborted, the other one never begins."""
     body = json.dumps({**ASK, "prompt": ["Once"] * 30, "max_tokens": 480, "ignore_eos": True})
@@ -280,6 +281,7 @@ def test_a_client_that_says_nothing(guarded: Server) -> None:
         assert connection.recv(1) == b""
 
 
+@pytest.mark.alone
 def test_empty_lines_do_not_keep_a_connection(guarded: Server) -> None:
     began = time.monotonic()
     with connect(guarded) as connection:

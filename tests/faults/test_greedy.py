@@ -91,6 +91,7 @@ def flood(server: Server, requests: int, **fields: Any) -> Iterator[None]:
             connection.close()
 
 
+@pytest.mark.alone
 def test_a_request_over_its_time_is_a_504(shared_server: Server) -> None:
     began = time.monotonic()
     answer = ask(shared_server, **LONG, timeout=0.3)

@@ -397,6 +397,7 @@ def test_a_cache_that_cannot_be_written(
 # -- Ctrl-C ----------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_an_interrupt_ends_a_download_at_once(hub_server: FakeHub, tmp_path: Path) -> None:
     hub_server.files = WEIGHTS | DESCRIPTION | TOKENIZER
     reached, go_on = threading.Event(), threading.Event()

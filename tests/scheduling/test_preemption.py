@@ -78,3 +78,46 @@ def test_a_preempted_request_finds_its_blocks_again() -> None:
     assert tokens_by_request(harness, plan)[yields] < known - 1
     harness.run()
     harness.check_drained()
+
+
+def test_a_flood_that_came_first_gives_way() -> None:
+    """All places are taken, for long: a newcomer of another tenant need not wait for an end."""
+    harness = Harness(max_num_seqs=4, num_blocks=2000)
+    flood = [harness.add([0, i & 1], tenant="flood", max_tokens=500) for i in range(10)]
+    for _ in range(20):
+        harness.step()
+    late = [harness.add([1, i & 1], tenant="late", max_tokens=500) for i in range(3)]
+    harness.step()
+    assert len(running(harness) & set(late)) == 2
+    harness.step()
+    assert len(running(harness) & set(late)) == 2, "equal shares are left alone"
+    assert harness.scheduler.stats().preemptions == 2
+    for id in (*flood, *late):
+        harness.abort(id)
+
+
+def test_blocks_are_given_up_as_places_are() -> None:
+    harness = Harness(block_size=4, num_blocks=40, max_model_len=100, max_num_seqs=8, budget=200)
+    for seed in range(4):
+        harness.add(letters(35, seed), tenant="flood", max_tokens=60)
+    harness.step()
+    harness.step()
+    late = harness.add(letters(30, 9), tenant="late", max_tokens=10)
+    harness.step()
+    assert late in running(harness)
+    harness.run()
+    harness.check_drained()
+
+
+def test_one_that_holds_little_gives_up_nothing() -> None:
+    """Its only sequence may hold most of the pool: it ends before others begin."""
+    harness = Harness(block_size=4, num_blocks=20, max_model_len=80, budget=100)
+    first = harness.add(letters(60), tenant="a", max_tokens=10)
+    harness.step()
+    second = harness.add(letters(50, 2), tenant="b", max_tokens=10)
+    while not harness.asked[first].over:
+        harness.step()
+        assert second not in running(harness) or harness.asked[first].over
+    assert harness.scheduler.stats().preemptions == 0
+    harness.run()
+    assert harness.answer(second) == harness.alone(second)

@@ -190,6 +190,7 @@ def test_a_line_that_a_request_causes_carries_its_id() -> None:
 # -- where lines go ----------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_nobody_waits_for_a_line_that_cannot_be_written(monkeypatch: Any) -> None:
     monkeypatch.setattr(logs, "MOST_WAITING", 5)
     reading, writing = os.pipe()

@@ -138,6 +138,7 @@ def test_a_character_that_the_context_began(tokenizers: dict[str, Tokenizer]) ->
 
 @pytest.mark.parametrize("form", ["bytes", "llama", "sp-llama"])
 @pytest.mark.parametrize("text", ["word ", "😀", "\x80"])
+@pytest.mark.alone
 def test_the_cost_of_an_id_does_not_grow(
     tokenizers: dict[str, Tokenizer], form: str, text: str
 ) -> None:

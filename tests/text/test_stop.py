@@ -84,6 +84,7 @@ def test_an_empty_stop_string_is_refused() -> None:
         StopFilter(["a", ""])
 
 
+@pytest.mark.alone
 def test_the_work_does_not_grow_with_what_is_held() -> None:
     stream = StopFilter(["a" * 5000 + "b"])
     start = time.perf_counter()
