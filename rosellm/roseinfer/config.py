@@ -263,6 +263,12 @@ class ServerConfig:
     request_timeout_s: float = option(
         10.0, "seconds in which a request has to arrive, headers and body; else it is a 408"
     )
+    keep_alive_timeout_s: int = option(
+        5,
+        "seconds after which a connection without a request is closed; behind a load balancer, more"
+        " than those after which that closes its own",
+        least=1,
+    )
     stall_timeout_s: float = option(
         30.0, "seconds after which a client that has stopped reading its answer is cut off"
     )

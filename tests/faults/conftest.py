@@ -17,7 +17,7 @@ from tests.faults.neighbours import CLIENT
 
 __all__ = ["launch"]
 
-RECEIPT_S, STALL_S, CONNECTIONS = 0.8, 0.8, 40
+RECEIPT_S, IDLE_S, STALL_S, CONNECTIONS = 0.8, 1, 0.8, 40
 SEQUENCES, QUEUE, STEP_TOKENS, BLOCKS = 8, 16, 64, 160
 BLOCK_BYTES = 2 * 2 * 2 * 10 * 16 * 4
 """Keys and values, 2 layers, 2 heads of size 10, 16 tokens, fp32: the model of `model_folder`."""
@@ -113,6 +113,7 @@ def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         f"--chat-template={template}",
         "--tool-parser=hermes",
         f"--request-timeout-s={RECEIPT_S}",
+        f"--keep-alive-timeout-s={IDLE_S}",
         f"--stall-timeout-s={STALL_S}",
         f"--max-connections={CONNECTIONS}",
         "--max-body-mb=1",

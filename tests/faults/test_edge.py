@@ -17,7 +17,7 @@ from prometheus_client.samples import Sample
 
 from rosellm.roseinfer.server.edge import MOST_AHEAD
 from tests.e2e.conftest import Server
-from tests.faults.conftest import CONNECTIONS, RECEIPT_S, STALL_S, connect, read, say
+from tests.faults.conftest import CONNECTIONS, IDLE_S, RECEIPT_S, STALL_S, connect, read, say
 
 HOST = b"Host: here\r\n"
 CLOSE = b"Connection: close\r\n"
@@ -279,6 +279,18 @@ def test_what_is_refused_here_is_counted_too(guarded: Server) -> None:
 def test_a_client_that_says_nothing(guarded: Server) -> None:
     with connect(guarded) as connection:
         assert connection.recv(1) == b""
+
+
+@pytest.mark.alone
+def test_a_connection_on_which_nothing_more_is_asked(guarded: Server) -> None:
+    with connect(guarded) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n")
+        answer = b""
+        while not answer.endswith(b'{"status":"ok"}'):
+            answer += connection.recv(1 << 16)
+        answered = time.monotonic()
+        assert connection.recv(1) == b""
+    assert 0.9 * IDLE_S < time.monotonic() - answered < IDLE_S + 1
 
 
 @pytest.mark.alone

@@ -150,6 +150,24 @@ def test_rows_of_unknown_requests_are_ignored() -> None:
     asyncio.run(test())
 
 
+def test_between_two_engines_nothing_runs_and_what_is_open_waits() -> None:
+    async def test() -> None:
+        async with serving(silent) as server:
+            exchange = Exchange(server.app, COMPLETIONS, BODIES[COMPLETIONS])
+            while len(server.engine.added) < 2:
+                await asyncio.sleep(0)
+            blocks = {"blocks_free": 3, "blocks_used": 3, "blocks_cached": 2, "blocks_total": 8}
+            server.engine.on_outputs(Outputs([], Stats(running=4, steps=9, **blocks)))
+            server.engine.lose()
+            assert server.service.pipeline.stats == Stats(
+                waiting=4, waiting_tokens=4, blocks_free=8, blocks_total=8, steps=9
+            )
+            exchange.leave()
+            await exchange.task
+
+    asyncio.run(test())
+
+
 def test_a_request_that_ends_too_early_is_an_error_not_an_empty_answer() -> None:
     async def test() -> None:
         async with serving(lambda add: [Output(add.id, 0, [97], last=True)]) as server:

@@ -11,6 +11,8 @@ import itertools
 import logging
 from collections.abc import Sequence
 
+import msgspec
+
 from rosellm.roseinfer.engine.client import EngineClient
 from rosellm.roseinfer.engine.listener import EngineListener, OnProgress
 from rosellm.roseinfer.errors import EngineDeadError
@@ -146,7 +148,22 @@ class Pipeline(EngineListener):
             self._convicts.add(request.job)
             request.answer.put(at_fault())
             log.error("the engine died over one request, which has ended with an error")
+        self.stats = self._between_engines()
         return explained
+
+    def _between_engines(self) -> Stats:
+        """Whatever is open waits, no block is in use; counts stay until there are new ones."""
+        jobs = [request.job for request in self._open.values()]
+        return msgspec.structs.replace(
+            self.stats,
+            running=0,
+            waiting=sum(job.n for job in jobs),
+            waiting_tokens=sum(len(job.prompt) for job in jobs),
+            waiting_grammar=0,
+            blocks_free=self.stats.blocks_total,
+            blocks_used=0,
+            blocks_cached=0,
+        )
 
     def on_restart(self) -> None:
         """Give a new engine every open request, with what the one before it has answered."""

@@ -92,6 +92,7 @@ def web_server(app: ASGIApp, asked: ServerConfig, on_refusal: Callable[[int], No
         log_level="error",  # it would say again what has its line: a request that is no HTTP
         access_log=False,
         server_header=False,
+        timeout_keep_alive=asked.keep_alive_timeout_s,
         timeout_graceful_shutdown=FAREWELL_S,
     )
     if (context := load_tls(asked)) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from msgspec.structs import asdict
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -16,20 +16,20 @@ from rosellm.roseinfer.server.service import Served
 router = APIRouter()
 
 
-@router.get("/health")
-async def health(service: Served) -> Response:
-    """Whether requests should be sent here: 200, or 503 while the engine does not serve."""
-    pipeline = service.pipeline
-    if pipeline.trouble:
-        raise EngineDeadError(pipeline.trouble)
-    return json_response(Health(model=service.name, engine=asdict(pipeline.stats)))
-
-
-@router.get("/readyz")
-async def ready(service: Served) -> Response:
-    """The same in one word: whether to send requests here."""
+async def _serving(service: Served) -> None:
     if service.pipeline.trouble:
         raise EngineDeadError(service.pipeline.trouble)
+
+
+@router.get("/health", dependencies=[Depends(_serving)])
+async def health(service: Served) -> Response:
+    """Whether requests should be sent here: 200, or 503 while the engine does not serve."""
+    return json_response(Health(model=service.name, engine=asdict(service.pipeline.stats)))
+
+
+@router.get("/readyz", dependencies=[Depends(_serving)])
+async def ready() -> Response:
+    """The same in one word: whether to send requests here."""
     return json_response(Alive())
 
 
