@@ -8,7 +8,7 @@ import random
 import pytest
 
 from rosellm.roseinfer.scheduling.chunks import LEAST_CHUNK, Chunks
-from rosellm.roseinfer.scheduling.decoding import Decoding
+from rosellm.roseinfer.scheduling.cost import Cost
 from tests.scheduling.clients import (
     EACH,
     Client,
@@ -103,7 +103,7 @@ def test_a_slower_machine_is_noticed() -> None:
 @pytest.mark.parametrize("spread", [0.05, 0.2, 0.5])
 def test_steps_whose_time_varies_keep_the_target_all_but_one_in_a_hundred(spread: float) -> None:
     noise, target = random.Random(1), 0.050
-    chunks, seconds, tokens = Chunks(target, 2.0, Decoding()), [], []
+    chunks, seconds, tokens = Chunks(target, 2.0, Cost()), [], []
     for _ in range(5000):
         tokens.append(chunks.limit(256, 1, None))
         cost = (0.002 + EACH * (1 + tokens[-1])) * noise.lognormvariate(0, spread)
@@ -115,7 +115,7 @@ def test_steps_whose_time_varies_keep_the_target_all_but_one_in_a_hundred(spread
 
 
 def test_without_a_target_prompts_stretch_a_step_by_a_quarter_of_a_second_at_most() -> None:
-    chunks = Chunks(None, 2.0, Decoding())
+    chunks = Chunks(None, 2.0, Cost())
     chunks.learn(512 * 0.005, 0, 512)  # a first prompt, nobody waits
     chunks.learn(0.1, 16, 0)
     for _ in range(100):
@@ -126,7 +126,7 @@ def test_without_a_target_prompts_stretch_a_step_by_a_quarter_of_a_second_at_mos
 
 def test_prompts_that_cost_nothing_to_speak_of_and_no_time_left() -> None:
     """Streams of others take more than what spared ones allow, prompt tokens seem to be free."""
-    chunks = Chunks(None, 2.0, Decoding())
+    chunks = Chunks(None, 2.0, Cost())
     for _ in range(3):
         chunks.learn(0.01, 4, 0)
         chunks.learn(0.01, 4, 8)
@@ -135,6 +135,23 @@ def test_prompts_that_cost_nothing_to_speak_of_and_no_time_left() -> None:
 
 
 def test_without_a_target_a_fast_machine_computes_prompts_whole() -> None:
-    chunks = Chunks(None, 2.0, Decoding())
+    chunks = Chunks(None, 2.0, Cost())
     chunks.learn(4096 * 20e-6, 0, 4096)
     assert chunks.limit(4096, 1, None) == 4096
+
+
+@pytest.mark.parametrize("target", [None, 0.200])
+def test_what_comes_with_any_chunk_makes_chunks_no_smaller(target: float | None) -> None:
+    """The deeper in its prompt, the more of it is read again for each chunk, however small it is:
+    for half of a target's time at the end here, and for far longer than a step without one."""
+    most = 0.065 if target else 0.5
+    chunks, done, steps = Chunks(target, 2.0, Cost()), 0, 0
+    chunks.learn(0.067, 4, 0)
+    while done < 4000:
+        tokens = chunks.limit(512, 4, None)
+        took = (0.067 + 0.006 * tokens + most * done / 4000) if tokens else 0.067
+        assert target is None or took <= target
+        chunks.learn(took, 4, tokens)
+        done, steps = done + tokens, steps + 1
+    # With a target, by the mean of what it leaves: 22 tokens at first, 11 at the end.
+    assert steps < (1.7 * 4000 / 16 if target else 4000 / 40)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rosellm.roseinfer.scheduling.decoding import Decoding
+from rosellm.roseinfer.scheduling.cost import Cost
 from tests.scheduling.clients import (
     FIXED,
     NEIGHBOURS,
@@ -113,7 +113,7 @@ def test_tenants_that_ask_for_as_much_hold_none_back() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 @pytest.mark.parametrize(("fixed", "each"), [(0.001, 0.002), (0.02, 0.0001)])
 def test_what_streams_cost_is_learned_from_steps(fixed: float, each: float, noise: float) -> None:
-    decoding, rng, streams = Decoding(), random.Random(1), 6
+    decoding, rng, streams = Cost(), random.Random(1), 6
     for _ in range(300):
         streams = min(16, max(1, streams + rng.choice([-1, 0, 1])))
         decoding.learn((fixed + each * streams) * rng.lognormvariate(0, noise), streams)
@@ -123,7 +123,7 @@ def test_what_streams_cost_is_learned_from_steps(fixed: float, each: float, nois
 
 
 def test_until_numbers_of_streams_differ_each_costs_the_same() -> None:
-    decoding = Decoding()
+    decoding = Cost()
     assert decoding.seconds(3) == decoding.each == 0.0
     for _ in range(9):
         decoding.learn(0.012, 4)

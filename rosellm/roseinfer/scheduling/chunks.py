@@ -1,26 +1,28 @@
 """How many prompt tokens a step may compute while streams wait for their next token.
 
-The time of a step is predicted from what steps took: that of streams alone (``decoding.py``), and
-what each prompt token added to it. The number of prompt tokens is bounded by what the time allows,
-so a prompt of any length comes in chunks between which the streams go on. A chunk changes no bits.
+The time of a step is predicted from what steps took: that of streams alone, and what prompt tokens
+added to it, of which a part comes with any number of them (``cost.py``): all that was computed of
+the prompt before has to be read. The number of prompt tokens is bounded by what the time allows, so
+a prompt of any length comes in chunks between which the streams go on. A chunk changes no bits.
 
 Three limits:
 
 * a target for the time between tokens, if there is one. Until steps are measured the chunks are
-  small then, and none is more than twice as large as one that was;
+  small then, and they grow step by step;
 * without a target, where one tenant's prompts are computed beside another's streams: a step may
   become ``stretch`` times as long as the streams of those that ask for little would take alone
   (``neighbours.py``); if all ask for much, longer by ``NEIGHBOURS_SHARE``;
 * without a target, within a tenant: prompts come first, but make a step no longer than by
-  ``PROMPTS_S``. A GPU computes thousands of tokens in that time, so this is for CPUs, where a chunk
-  of some tens of tokens is as fast for each token as one of hundreds.
+  ``PROMPTS_S``, or twice what comes with any number of them. A GPU computes thousands of tokens in
+  that time, so this is for CPUs, where a chunk of some tens of tokens is as fast for each token as
+  one of hundreds.
 
 Knows seconds and numbers of tokens, neither sequences nor tenants.
 """
 
 from __future__ import annotations
 
-from rosellm.roseinfer.scheduling.decoding import Decoding
+from rosellm.roseinfer.scheduling.cost import Cost
 
 LEAST_CHUNK = 16
 """Tokens of a step that prompts get where nothing is measured yet, or the target is less than what
@@ -32,14 +34,20 @@ PROMPTS_S = 0.25
 FIRST_MARGIN, MARGIN, LEAST_MARGIN = 0.5, 0.8, 0.1
 """The part of what the target leaves that is planned for, at first, at most and at least: what is
 predicted is not what happens."""
+_UNHURT, _HURT = 1.01, 0.75
+"""What a step does to the margin: one within the target while none was beyond it, and the first one
+that is."""
 _CLOSER, _FURTHER = 1.0005, 0.9
-"""What a step within the target does to the margin, and one beyond it: in balance about one step in
-two hundred is beyond, and clients, who see more delays than steps, find one in a hundred late."""
+"""The same from then on. In balance about one step in two hundred is beyond, and clients, who see
+more delays than steps, find one in a hundred late."""
 REMEASURE = 32
 """Steps with prompts after which one goes without, to see what decoding alone takes; where steps
 are planned ahead, the next one is planned before that is known, and goes without as well."""
-_FASTER, _SLOWER = 0.1, 0.5
-"""Weights of a new measurement: what is slower than expected counts at once."""
+_GROWTH = 2.0
+"""Times the usual chunk that one may be: what is far from all that was seen is not known."""
+_LEAST_EACH = 0.25
+"""Of a prompt token's share in its chunk's time, what one more costs at least: a line through times
+that vary may be flat by chance."""
 
 
 class Chunks:
@@ -51,14 +59,14 @@ class Chunks:
         decoding: what streams alone take; it learns here.
     """
 
-    def __init__(self, target: float | None, stretch: float, decoding: Decoding) -> None:
+    def __init__(self, target: float | None, stretch: float, decoding: Cost) -> None:
         self._target = target
         self._stretch = stretch
         self._decoding = decoding
-        self._usual = (0.0, 0.0)
+        self._prompts = Cost()
         self._rough = True
         self._margin = FIRST_MARGIN
-        self._largest = 0
+        self._closer, self._further = _UNHURT, _HURT
         self._since = 0
 
     def limit(self, budget: int, streams: int, spared: int | None) -> int:
@@ -70,23 +78,18 @@ class Chunks:
             spared: of tenants that ask for little; None if all streams and prompts are of one.
         """
         if self._target is None and spared is None:
-            chunk = budget if self._each is None else self._within(PROMPTS_S, self._each, budget)
-            return min(budget, max(LEAST_CHUNK, chunk))
+            if not self._prompts.known:
+                return budget
+            return max(
+                min(budget, LEAST_CHUNK), self._within(max(PROMPTS_S, 2 * self._any), budget)
+            )
         if not self._decoding.known or self._since >= REMEASURE:
             return 0
-        if self._each is None:
-            return min(budget, LEAST_CHUNK)
         allowed = self._allowed(streams, spared or 0)
-        if allowed is None:
+        if allowed is None or not self._prompts.known:
             return min(budget, LEAST_CHUNK)
-        chunk = self._within(allowed, self._each, budget)
-        return min(budget, max(LEAST_SPARING, min(chunk, 2 * self._largest)))
-
-    @property
-    def _each(self) -> float | None:
-        """Seconds that a prompt token adds; None while nothing is known."""
-        seconds, tokens = self._usual
-        return seconds / tokens if tokens else None
+        chunk = min(self._within(allowed, budget), int(_GROWTH * self._prompts.usual))
+        return min(budget, max(LEAST_SPARING, chunk))
 
     def learn(self, seconds: float, streams: int, prompt_tokens: int) -> None:
         """A step with so many streams and prompt tokens took this long."""
@@ -95,28 +98,28 @@ class Chunks:
                 return
             self._decoding.learn(seconds, streams)
             self._since = 0
-        elif streams:
+            return
+        if streams:
             self._since += 1
-            self._largest = max(self._largest, prompt_tokens)
-            self._learn_prompts(seconds - self._decoding.seconds(streams), prompt_tokens)
             if self._target is not None:
-                change = _CLOSER if seconds <= self._target else _FURTHER
-                self._margin = min(MARGIN, max(LEAST_MARGIN, self._margin * change))
-        else:
-            self._learn_prompts(seconds - self._decoding.seconds(0), prompt_tokens)
+                self._learn_margin(self._target, seconds, prompt_tokens)
+        added = max(0.0, seconds - self._decoding.seconds(streams))
+        self._learn_prompts(added, prompt_tokens)
 
-    def _learn_prompts(self, seconds: float, tokens: int) -> None:
-        """What they added to a step: means of both that forget, so that the end of a prompt counts
-        for as little as it is. What was learned before it was known what a step takes without
-        prompts counts for nothing as soon as that is known."""
+    def _learn_prompts(self, added: float, tokens: int) -> None:
+        """What was learned before it was known what a step takes without prompts counts for nothing
+        as soon as that is known."""
         if self._rough:
-            self._usual, self._rough = (max(0.0, seconds), float(tokens)), not self._decoding.known
-        usual_seconds, usual_tokens = self._usual
-        weight = _SLOWER if seconds * usual_tokens > usual_seconds * tokens else _FASTER
-        self._usual = (
-            usual_seconds + weight * (max(0.0, seconds) - usual_seconds),
-            usual_tokens + weight * (tokens - usual_tokens),
-        )
+            self._prompts, self._rough = Cost(), not self._decoding.known
+        self._prompts.learn(added, tokens)
+
+    def _learn_margin(self, target: float, seconds: float, tokens: int) -> None:
+        """A step that would have been late without its prompts says nothing of them."""
+        if seconds <= target:
+            self._margin = min(MARGIN, self._margin * self._closer)
+        elif seconds - self._prompts.seconds(tokens) <= target:
+            self._margin = max(LEAST_MARGIN, self._margin * self._further)
+            self._closer, self._further = _CLOSER, _FURTHER
 
     def _allowed(self, streams: int, spared: int) -> float | None:
         """Seconds for prompts; None if there is no time for anything."""
@@ -128,8 +131,20 @@ class Chunks:
             return self._stretch * self._decoding.seconds(spared) - decoding
         return NEIGHBOURS_SHARE * decoding
 
-    @staticmethod
-    def _within(seconds: float, each: float, budget: int) -> int:
-        if seconds <= 0:
-            return 0
-        return budget if seconds >= each * budget else int(seconds / each)
+    def _within(self, seconds: float, budget: int) -> int:
+        """Prompt tokens that take no longer."""
+        usual, each = self._prompts.usual, self._each
+        more = seconds - self._prompts.seconds(usual)
+        if more >= each * (budget - usual):
+            return budget
+        return max(0, int(usual + more / each)) if each else 0
+
+    @property
+    def _each(self) -> float:
+        """Seconds that one more prompt token takes."""
+        return max(self._prompts.each, _LEAST_EACH * self._prompts.share)
+
+    @property
+    def _any(self) -> float:
+        """Seconds that prompt tokens take however few they are."""
+        return self._prompts.seconds(self._prompts.usual) - self._each * self._prompts.usual

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rosellm.roseinfer.scheduling.decoding import Decoding
+from rosellm.roseinfer.scheduling.cost import Cost
 from rosellm.roseinfer.scheduling.fairness import Queue, Tenant
 
 
@@ -25,7 +25,7 @@ class Neighbours:
         stretch: times as long as without a tenant that asks for much, steps of others may be.
     """
 
-    def __init__(self, queue: Queue, decoding: Decoding, stretch: float) -> None:
+    def __init__(self, queue: Queue, decoding: Cost, stretch: float) -> None:
         self._queue = queue
         self._decoding = decoding
         self._streams_share = (stretch - 1) / 2

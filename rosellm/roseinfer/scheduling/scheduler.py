@@ -31,8 +31,8 @@ from rosellm.roseinfer.scheduling.admission import Admission
 from rosellm.roseinfer.scheduling.ahead import Ahead
 from rosellm.roseinfer.scheduling.arrivals import Arrivals
 from rosellm.roseinfer.scheduling.chunks import Chunks
+from rosellm.roseinfer.scheduling.cost import Cost
 from rosellm.roseinfer.scheduling.deadlines import Deadlines
-from rosellm.roseinfer.scheduling.decoding import Decoding
 from rosellm.roseinfer.scheduling.drafting import add_drafts
 from rosellm.roseinfer.scheduling.fairness import Queue
 from rosellm.roseinfer.scheduling.intake import Intake
@@ -79,7 +79,7 @@ class Scheduler:
         self._clock = clock
         self._arrivals = Arrivals(cache, limits, clock, ageing=ageing, lookup=lookup)
         self._deadlines = Deadlines()
-        decoding = Decoding()
+        decoding = Cost()
         self._chunks = Chunks(itl_target, stretch, decoding)
         self._stopwatch = Stopwatch(clock)
         self._preemption = Preemption(self.roster, cache, clock)
