@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[int, int, Finish]] = {  # outputs, inputs
     "down": (1024, 3072, "add"),
     "head": (151936, 1024, "store"),
 }
-FORMATS = ["fp32", "fp16", "bf16", "int8/32", "int8/128", "int4/128"]
+FORMATS = ["fp32", "fp16", "bf16", "int8/32", "int8/128", "int4/32", "int4/128"]
 ROWS = [1, 8, 32, 64, 512]
 HEAD_ROWS = 64  # only rows that are sampled from reach the head
 WORKING_SET = 192 << 20

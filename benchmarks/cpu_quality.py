@@ -1,11 +1,12 @@
 """What few bits cost a model: this engine's formats beside llama.cpp's, of the same weights.
 
-    python -m benchmarks.cpu_quality MODEL --llama-cpp DIR
+    python -m benchmarks.cpu_quality MODEL --llama-cpp DIR [--calibrate FILE]
 
 Each is compared with the model in float32 over one text: ours by ``rosellm verify``, theirs by
 llama.cpp's own library, which is given the same token ids. Both round activations to 8 bits in
-products of few bits. MODEL is a folder of the Llama or Qwen family. The last line is one JSON
-object.
+products of few bits. With a text of one's own, ours in 4 bits are also measured as ``rosellm
+quantize --calibrate`` writes them: the same formats, which are as fast. MODEL is a folder of the
+Llama or Qwen family. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,26 +38,37 @@ TOKENS = 2048
 ALONE = SchedulerConfig(max_num_seqs=1)
 
 
-def verify(model: Path, flags: list[str]) -> dict[str, Any]:
-    """What ``rosellm verify`` finds."""
+def rosellm(*words: str) -> str:
+    """What a command prints."""
     call = "from rosellm.cli import main; import sys; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", call, "verify", str(model), *flags, "--json"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)["comparison"]
-    return found
+    command = [sys.executable, "-c", call, *words]
+    return subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout
 
 
-def measure(setup: Setup, peers: list[Llama]) -> Iterator[dict[str, Any]]:
+def verify(model: Path, *flags: str) -> dict[str, Any]:
+    """What ``rosellm verify`` finds."""
+    found: dict[str, Any] = json.loads(rosellm("verify", str(model), *flags, "--json"))
+    compared: dict[str, Any] = found["comparison"]
+    return compared
+
+
+def with_text(model: Path, text: Path, flags: list[str]) -> dict[str, Any]:
+    """The same of what ``rosellm quantize`` writes for a text."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "out"
+        rosellm("quantize", str(model), str(out), *flags, "--calibrate", str(text))
+        return verify(out, "--reference", str(model))
+
+
+def measure(setup: Setup, peers: list[Llama], text: Path | None) -> Iterator[dict[str, Any]]:
     """A line for each format of ours and of theirs, over the text of ``rosellm verify``."""
-    for name, (_, flags) in ours.FLAGS.items():
+    for name, (kind, flags) in ours.FLAGS.items():
         if not name.startswith("reference"):
             bits = ours.weight_bits(setup.model, flags)
-            yield _line(f"rosellm {name}", bits, verify(setup.model, flags))
+            yield _line(f"rosellm {name}", bits, verify(setup.model, *flags))
+            if text is not None and kind == 4:
+                found = with_text(setup.model, text, flags)
+                yield _line(f"rosellm {name}, text", bits, found)
     model = ModelConfig(str(setup.model), device="cpu")
     passage = tokenized(model, TEXT.read_text(encoding="utf-8"), TOKENS)
     expected = scores(reference_of(EngineConfig(model, scheduler=ALONE)), passage)
@@ -86,7 +98,7 @@ def _pairs(expected: list[tuple[list[int], Tensor]], found: Tensor) -> Iterator[
 
 def _line(name: str, bits: float, found: dict[str, Any]) -> dict[str, Any]:
     print(
-        f"{name:26} {bits:6.2f} bits   KL {found['kl_mean']:.2e}   "
+        f"{name:30} {bits:6.2f} bits   KL {found['kl_mean']:.2e}   "
         f"agreement {found['agreement']:.2%}   perplexity {found['perplexity']:.4f}"
         f" ({found['perplexity'] / found['reference_perplexity'] - 1:+.2%})",
         flush=True,
@@ -100,12 +112,13 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("--llama-cpp", type=Path, required=True, help="its sources and build")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="other than verify's text")
     parser.add_argument("--forms", type=Path, help="folder to keep llama.cpp's files in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         forms = args.forms or Path(scratch)
         setup = Setup(args.model, 2, (4, 8, 16), args.llama_cpp, None, forms)
-        lines = list(measure(setup, contenders(setup)))
+        lines = list(measure(setup, contenders(setup), args.calibrate))
     print(json.dumps({"benchmark": "cpu-quality", "model": args.model.name, "formats": lines}))
 
 

@@ -101,6 +101,13 @@ class ModelConfig:
         "auto",
         "the same for the head; auto is fp8 beside fp8, int8 where blocks are quantised else",
     )
+    quantization_group: int | None = option(
+        None,
+        "columns of the blocks' matrices that share a scale in int8 and int4: 32, 64, 128 or 256;"
+        " fewer are more exact and slower; default: 32 in 8 bits, 128 in 4",
+        least=32,
+        most=256,
+    )
     device: Device = option("auto", "auto takes a CUDA device where there is one")
     kernels: Kernels = option(
         "auto",

@@ -83,6 +83,8 @@ def meant(weights: dict[str, Tensor], layers: Format, head: Format | None) -> di
         ({"quantization": "int4"}, INT4, INT8),
         ({"quantization": "int4", "head_quantization": "int4"}, INT4, INT4),
         ({"quantization": "int4", "head_quantization": "none"}, INT4, None),
+        ({"quantization": "int4", "quantization_group": 32}, Format(4, 32), INT8),
+        ({"quantization": "int8", "quantization_group": 64}, Format(8, 64), INT8),
     ],
 )
 def test_a_llama(tmp_path, settings, layers, head, tied):
@@ -260,16 +262,17 @@ def test_a_layouts_name_is_that_of_its_bytes(native, monkeypatch):
 def test_other_weights_and_other_settings_are_other_entries(tmp_path, cache):
     model = write_llama(tmp_path / "model")
     made = set()
-    for settings in ({}, {"head_quantization": "int4"}, {"dtype": "bfloat16"}):
+    others = ({"head_quantization": "int4"}, {"dtype": "bfloat16"}, {"quantization_group": 64})
+    for settings in ({}, *others):
         build(model, quantization="int4", **settings)
         made |= set(cache.iterdir())
-    assert len(made) == 3
+    assert len(made) == 4
     before = (model / "model.safetensors").stat()
     weights = load_file(model / "model.safetensors")
     write_safetensors(model, {name: weight + 1 for name, weight in weights.items()})
     os.utime(model / "model.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
     build(model, quantization="int4")
-    assert len(set(cache.iterdir())) == 4
+    assert len(set(cache.iterdir())) == 5
 
 
 def test_quantised_is_another_fingerprint(tmp_path):
@@ -358,6 +361,31 @@ def test_the_same_flags_are_no_contradiction_and_others_are(written):
         write_folder(ModelConfig(str(written), quantization="int4"), written.parent / "again")
 
 
+def test_a_folder_in_groups_of_another_size(tmp_path):
+    model, out = write_llama(tmp_path / "model"), tmp_path / "out"
+    settings = {"quantization": "int4", "quantization_group": 32}
+    write_folder(ModelConfig(str(model), **settings), out)
+    expected = logits(model, **settings)
+    for again in ({}, {"quantization": "int4"}, settings):
+        assert torch.equal(logits(out, **again), expected)
+    with pytest.raises(ConfigError, match=r"already \(int4 in groups of 32, head int8"):
+        build(out, **{**settings, "quantization_group": 64})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantization": "int4", "quantization_group": 48}, "groups of 48: must be one of 32, 64"),
+        ({"quantization_group": 64}, "64: only int8 and int4 weights have groups"),
+        ({"head_quantization": "int8", "quantization_group": 64}, "64: only int8 and int4"),
+        ({"quantization": "fp8", "quantization_group": 64}, "64: only int8 and int4"),
+    ],
+)
+def test_groups_that_make_no_sense(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=f"^--quantization-group:? {message}"):
+        build(write_llama(tmp_path / "model"), **settings)
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path, written):
     before = (written / "config.json").read_bytes()
     with pytest.raises(ConfigError, match="something already"):
@@ -386,8 +414,8 @@ def _section(folder: Path, **changes: Any) -> None:
     [
         ({"version": 99}, "another version of rosellm.*quantise it again"),
         ({"layers": {"bits": 5, "group": 32}}, "rosellm_quantization is damaged"),
-        ({"layers": {"bits": 4, "group": 0}}, "multiple of 32"),
-        ({"layers": {"bits": 4, "group": 1 << 40}}, "multiple of 32"),
+        ({"layers": {"bits": 4, "group": 0}}, "one of 32, 64"),
+        ({"layers": {"bits": 4, "group": 1 << 40}}, "one of 32, 64"),
         ({"head": "int8"}, "rosellm_quantization is damaged"),
         ({"extra": 1}, "rosellm_quantization is damaged"),
         ({"layers": {"bits": 8, "group": 32}}, "expected shape|not part of this model"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.kernels.cpu.library import Library, Unavailable, load
 from rosellm.roseinfer.quant import scales
-from rosellm.roseinfer.quant.formats import PART, Format
+from rosellm.roseinfer.quant.formats import GROUPS, PART, Format
 from rosellm.roseinfer.quant.scales import quantize
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
@@ -74,6 +74,13 @@ def test_4_bits_come_near_to_what_16_free_levels_of_a_part_allow():
     """A part of 32 with real step and start, as good as Lloyd's rounds make them: 0.0046."""
     weight = gaussian(256, 512)
     assert errors(weight, quantize(weight, Format(4, 128))).sum() / weight.numel() < 0.0053
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_fewer_columns_that_share_a_scale_are_more_exact(bits):
+    weight = gaussian(128, 512)
+    found = [errors(weight, quantize(weight, Format(bits, group))).sum() for group in GROUPS]
+    assert found == sorted(found)
 
 
 def test_importance_moves_error_to_where_it_does_not_count():

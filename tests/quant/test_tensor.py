@@ -76,7 +76,7 @@ def test_damage_is_seen():
 
 @pytest.mark.parametrize("group", [-32, 0, 31, 33, 512])
 def test_groups_that_are_none(group):
-    with pytest.raises(ValueError, match="multiple of 32 up to 256"):
+    with pytest.raises(ValueError, match="one of 32, 64, 128, 256"):
         Format(4, group)
 
 

@@ -74,6 +74,7 @@ def reference_of(config: EngineConfig, model: str | None = None) -> EngineConfig
         dtype="float32",
         quantization="none",
         head_quantization="auto",
+        quantization_group=None,
         kernels="reference",
         attention="auto",
     )

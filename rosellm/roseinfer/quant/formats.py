@@ -14,8 +14,8 @@ Kind = Literal["int", "float"]
 PART = 32
 """Columns that share a step and an offset in 4 bits."""
 
-WIDEST = 256
-"""Columns that may share a scale."""
+GROUPS = (32, 64, 128, 256)
+"""How many columns may share a scale."""
 
 _SCALE_BYTES = 2  # fp16
 _ROW_SCALE_BYTES = 4  # fp32: a row's scale has no part in the codes' range
@@ -28,8 +28,8 @@ class Format:
 
     Attributes:
         bits: of a number.
-        group: neighbours in a row that share a scale, the row's last group perhaps fewer: a
-            multiple of ``PART`` up to ``WIDEST``; 0 for floats, of which a whole row does.
+        group: neighbours in a row that share a scale, one of ``GROUPS``, the row's last group
+            perhaps fewer; 0 for floats, of which a whole row does.
         kind: whole numbers, or e4m3 floats of 8 bits (``kernels.float8``).
     """
 
@@ -42,8 +42,10 @@ class Format:
             if (self.bits, self.group) != (8, 0):
                 raise ValueError("floats have 8 bits, and a scale for each row")
             return
-        if not 0 < self.group <= WIDEST or self.group % PART:
-            raise ValueError(f"groups of {self.group}: must be a multiple of {PART} up to {WIDEST}")
+        if self.group not in GROUPS:
+            raise ValueError(
+                f"groups of {self.group}: must be one of {', '.join(map(str, GROUPS))}"
+            )
 
     @property
     def name(self) -> str:
@@ -100,6 +102,12 @@ class Recipe:
 
     layers: Format | None = None
     head: Format | None = None
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Both in a word, whatever the size of groups."""
+        layers, head = (each.label if each else "" for each in (self.layers, self.head))
+        return layers, head
 
     def of(self, module: str) -> Format | None:
         """The format of the matrix of a module, by its name in the model.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from rosellm.roseinfer.kernels import float8
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Decision
 from rosellm.roseinfer.models.spec import ModelSpec
-from rosellm.roseinfer.quant.formats import FORMATS, Recipe
+from rosellm.roseinfer.quant.formats import FORMATS, Format, Recipe
 from rosellm.roseinfer.runner import memory
 
 _CPU_SHARE = 0.5
@@ -85,15 +85,30 @@ def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
     layers, head = config.quantization, config.head_quantization
     if head == "auto":
         head = layers if layers in ("none", "fp8") else "int8"
-    asked = Recipe(FORMATS.get(layers), FORMATS.get(head))
+    group = config.quantization_group
+    asked = Recipe(_grouped(FORMATS.get(layers), group), FORMATS.get(head))
     if stored is None:
         return asked
-    if asked not in (Recipe(), stored):
+    if group is None and (asked == Recipe() or asked.labels == stored.labels):
+        return stored
+    if asked != stored:
         raise ConfigError(
             f"--quantization {layers}: the model is quantised already ({_recipe(stored)}); "
             "leave the flags for that out, or name the model it was made from"
         )
     return stored
+
+
+def _grouped(form: Format | None, group: int | None) -> Format | None:
+    """A format in groups of another size, if that is asked for."""
+    if group is None:
+        return form
+    if form is None or not form.group:
+        raise ConfigError(f"--quantization-group {group}: only int8 and int4 weights have groups")
+    try:
+        return replace(form, group=group)
+    except ValueError as error:
+        raise ConfigError(f"--quantization-group: {error}") from None
 
 
 def check_fp8(

@@ -14,7 +14,7 @@ from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, 
 
 FORMATS: list[tuple[Format, int]] = [
     ("fp32", 0), ("fp16", 0), ("bf16", 0),
-    ("int8", 32), ("int8", 128), ("int8", 256), ("int4", 128),
+    ("int8", 32), ("int8", 128), ("int8", 256), ("int4", 128), ("int4", 32),
 ]  # fmt: skip
 SIZES = [(1, 1), (3, 5), (17, 33), (31, 64), (70, 161), (130, 300), (33, 777)]
 ROWS = [1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 31, 64]

@@ -23,7 +23,7 @@ from rosellm.roseinfer.kernels.triton.products import Products, Weight  # isort:
 
 CPU = torch.device("cpu")
 CARD = Card(processors=4, shared=100 << 10)
-FORMS = {None: None, **FORMATS, "int8 in 96": Format(8, 96), "int4 in 32": Format(4, 32)}
+FORMS = {None: None, **FORMATS, "int8 in 64": Format(8, 64), "int4 in 32": Format(4, 32)}
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 assert interpreted.triton.knobs.runtime.interpret

@@ -7,10 +7,10 @@
 //   fp32, fp16  [k][16]
 //   bf16        [k / 2][16][2]
 //   int8        for every two groups: scales fp16 [2][16], then codes + 128, uint8 [k / 4][16][4]
-//   int4        for every block of 128 inputs: scales fp16 [16]; steps [16], a nibble for each part
-//               of 32; offsets [16], a byte for each part; codes [k / 8][16][4], the first four
-//               inputs in the low halves of the bytes, the next four in the high ones. The blocks of
-//               a group have the same scales
+//   int4        for every block of 128 inputs: scales fp16 [groups][16]; steps [16], a nibble for
+//               each part of 32; from a line's start, offsets [16], a byte for each part; codes
+//               [k / 8][16][4], the first four inputs in the low halves of the bytes, the next four
+//               in the high ones. The blocks of a larger group have the same scales
 #pragma once
 
 #include "kernels.h"
@@ -23,8 +23,6 @@ constexpr int64_t TILE = 16;         // outputs of a tile
 constexpr int64_t LINE = 64;         // bytes
 constexpr int64_t PART = 32;         // inputs of an int4 block that share a step and an offset
 constexpr int64_t PARTS = 4;         // of a block
-constexpr int64_t HEAD4 = 2 * LINE;  // bytes before a block's codes
-constexpr int64_t BLOCK4 = HEAD4 + PARTS * PART * TILE / 2;
 constexpr int64_t LARGEST_GROUP = 256;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -36,8 +34,10 @@ inline bool quantised(const Matrix& w) { return w.format == INT8 || w.format == 
 
 inline bool valid(const Matrix& w) {
     if (w.n < 1 || w.k < 1 || (w.gated && w.n % 2)) return false;
-    const int64_t least = w.format == INT4 ? PART * PARTS : PART;
-    if (quantised(w)) return w.group >= least && w.group % least == 0 && w.group <= LARGEST_GROUP;
+    if (quantised(w)) {
+        const bool whole = w.format == INT8 || (PART * PARTS) % w.group == 0 || w.group % (PART * PARTS) == 0;
+        return w.group >= PART && w.group % PART == 0 && w.group <= LARGEST_GROUP && whole;
+    }
     return w.format == FP32 || w.format == FP16 || w.format == BF16;
 }
 
@@ -45,6 +45,17 @@ inline bool valid(const Matrix& w) {
 inline int64_t padded_k(const Matrix& w) { return round_up(w.k, quantised(w) ? PART : 2); }
 
 inline int64_t groups_of(const Matrix& w) { return ceil_div(w.k, w.group); }
+
+// Where what belongs to a block of int4 is in it.
+struct Block4 {
+    int64_t steps, offsets, codes, bytes;
+
+    explicit Block4(const Matrix& w)
+        : steps(larger(1, PARTS * PART / w.group) * LINE / 2),
+          offsets(round_up(steps + LINE / 2, LINE)),
+          codes(offsets + LINE),
+          bytes(codes + PARTS * PART * TILE / 2) {}
+};
 
 inline int64_t tiles_of(const Matrix& w) {
     return w.gated ? 2 * ceil_div(w.n / 2, TILE) : ceil_div(w.n, TILE);
@@ -55,7 +66,7 @@ inline int64_t bytes_of_tile(const Matrix& w) {
     switch (w.format) {
         case FP32: return cells * 4;
         case INT8: return cells + ceil_div(groups_of(w), 2) * LINE;
-        case INT4: return cells / 2 + ceil_div(w.k, PART * PARTS) * HEAD4;
+        case INT4: return cells / 2 + ceil_div(w.k, PART * PARTS) * Block4(w).codes;
         default: return cells * 2;
     }
 }
@@ -68,7 +79,10 @@ inline char* tile_at(const Matrix& w, int64_t tile) {
 
 // Where a group's scales are in its tile.
 inline int64_t scales_at(const Matrix& w, int64_t group) {
-    if (w.format == INT4) return group * w.group / (PART * PARTS) * BLOCK4;
+    if (w.format == INT4) {
+        const int64_t first = group * w.group, in_block = first % (PART * PARTS);
+        return first / (PART * PARTS) * Block4(w).bytes + in_block / w.group * (LINE / 2);
+    }
     return group / 2 * (LINE + 2 * w.group * TILE) + group % 2 * (LINE / 2);
 }
 
@@ -79,14 +93,16 @@ inline int64_t codes_at(const Matrix& w, int64_t group) {
 
 // An int4 part's place: its block in the tile, and its number there.
 struct Part {
+    const Block4& in;
     int64_t block;
     int number;
 
-    explicit Part(int64_t part) : block(part / PARTS * BLOCK4), number(int(part % PARTS)) {}
+    Part(const Block4& in, int64_t part)
+        : in(in), block(part / PARTS * in.bytes), number(int(part % PARTS)) {}
 
-    int64_t steps() const { return block + LINE / 2; }
-    int64_t offsets() const { return block + LINE; }
-    int64_t codes() const { return block + HEAD4 + number * (PART / 8) * LINE; }
+    int64_t steps() const { return block + in.steps; }
+    int64_t offsets() const { return block + in.offsets; }
+    int64_t codes() const { return block + in.codes + number * (PART / 8) * LINE; }
 };
 
 // Where an output row lies: its tile, and its column there.

@@ -103,9 +103,11 @@ inline void put_codes8(const Matrix& w, char* tile, int64_t column, int64_t grou
 
 inline void put_codes4(const Matrix& w, char* tile, int64_t column, int64_t group,
                        const Group4& from, int64_t count) {
+    const Block4 block(w);
     for (int64_t part = 0; part * PART < count; part++) {
-        const Part at(group * w.group / PART + part);
-        reinterpret_cast<fp16*>(tile + at.block)[column] = from.scale;
+        const Part at(block, group * w.group / PART + part);
+        const int64_t scales = at.block + at.number * PART / w.group * (LINE / 2);
+        reinterpret_cast<fp16*>(tile + scales)[column] = from.scale;
         char& two_steps = tile[at.steps() + column * 2 + at.number / 2];
         two_steps = char(two_steps | from.steps[part] << at.number % 2 * 4);
         tile[at.offsets() + column * PARTS + at.number] = char(from.offsets[part]);
@@ -222,7 +224,8 @@ inline int point_of(const Matrix& w, const char* tile, int64_t column, int64_t i
         const int64_t in_group = i % w.group;
         return bytes[codes_at(w, i / w.group) + in_group / 4 * LINE + column * 4 + i % 4];
     }
-    const Part at(i / PART);
+    const Block4 block(w);
+    const Part at(block, i / PART);
     const int step = bytes[at.steps() + column * 2 + at.number / 2] >> at.number % 2 * 4 & 15;
     const int code = bytes[at.codes() + i % PART / 8 * LINE + column * 4 + i % 4] >> i % 8 / 4 * 4;
     return step * (code & 15) + bytes[at.offsets() + column * PARTS + at.number];

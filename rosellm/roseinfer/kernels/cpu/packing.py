@@ -11,10 +11,10 @@ from torch import Tensor
 from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import ALIGNMENT, Codes, Matrix, Shape
 from rosellm.roseinfer.kernels.cpu.matrix import Format as Kind
-from rosellm.roseinfer.quant.formats import FORMATS, Format, parts_of
+from rosellm.roseinfer.quant.formats import GROUPS, Bits, Format, parts_of
 from rosellm.roseinfer.quant.tensor import MOST_CODE4, MOST_CODE8, MOST_POINT, MOST_STEP
 
-_KINDS: dict[int, Kind] = {8: "int8", 4: "int4"}
+_KINDS: dict[Bits, Kind] = {8: "int8", 4: "int4"}
 _ROWS, _COLUMNS = 50, 333
 
 
@@ -36,7 +36,7 @@ class Packing:
         Made of what packing makes of a few weights, so no change of it can be forgotten.
         """
         digest = hashlib.sha256()
-        for form in (each for each in FORMATS.values() if each.kind == "int"):
+        for form in (Format(bits, group) for bits in _KINDS for group in GROUPS):
             for gated in (False, True):
                 shape = shape_of(form, _ROWS, _COLUMNS, gated)
                 matrix = Matrix.empty(self._library, shape)

@@ -184,8 +184,9 @@ ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t group, int64_t cou
 template <int C, class Add>
 ROSE_INLINE void for_unfolded(const Panel& panel, int c, int64_t first, int64_t last,
                               const Add& add) {
+    const Block4 block(panel.w);
     for (int64_t at = first / PART; at < last / PART; at++) {
-        const Part part(at);
+        const Part part(block, at);
         const char* codes[C];
         Grid grids[C * V];
         for (int i = 0; i < C; i++) codes[i] = panel.tile(c + i) + part.codes();
@@ -258,6 +259,7 @@ enum Reading { POINTS, UNFOLDING, CODES };
 template <Reading READING, int R, int C>
 void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const Matrix& w = panel.w;
+    [[maybe_unused]] const Block4 block(w);
     const int64_t k = padded_k(w), groups = groups_of(w);
     const auto* x_scales = reinterpret_cast<const float*>(prepared);
     const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
@@ -281,7 +283,7 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
 #if defined(ROSE_AVX512)
         if constexpr (READING == CODES)
             for (int64_t part = first / PART; part < last / PART; part++, x += PART * R)
-                add_codes<R, C>(panel, c, Part(part), x, all);
+                add_codes<R, C>(panel, c, Part(block, part), x, all);
 #endif
         asm("" : "+r"(sums));  // else gcc keeps a second copy of what is there
         repeat<C * V>([&](auto v) {
@@ -366,13 +368,14 @@ void code_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const auto* x_sums = corrections + groups * R;
     const auto* x = reinterpret_cast<const int8_t*>(x_sums + k / PART * R);
     const char* tile = panel.tile(c);
+    const Block4 block(w);
     std::memset(sums, 0, sizeof(float) * R * TILE);
     for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
         const int64_t first = group * w.group, last = smaller(k, first + w.group);
         Halves all[R];
         repeat<R>([&](auto r) { all[r].of[0] = all[r].of[1] = splat(corrections[r]); });
         for (int64_t part = first / PART; part < last / PART; part++)
-            add_part<R>(tile, Part(part), x + part * PART * R, x_sums + part * R, all);
+            add_part<R>(tile, Part(block, part), x + part * PART * R, x_sums + part * R, all);
         repeat<2>([&](auto half) {
             const F scale = load(panel.scales(c, group) + half * LANES);
             repeat<R>([&](auto r) {

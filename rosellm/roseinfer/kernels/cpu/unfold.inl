@@ -62,9 +62,10 @@ ROSE_INLINE Grid grid_of(const char* tile, const Part& part, int64_t output) {
 }
 
 // All of a tile: [k / 4][16][4].
-inline void unfold_points(const char* tile, int64_t k, char* to) {
-    for (int64_t i = 0; i < k / PART; i++) {
-        const Part part(i);
+inline void unfold_points(const char* tile, const Matrix& w, char* to) {
+    const Block4 block(w);
+    for (int64_t i = 0; i < padded_k(w) / PART; i++) {
+        const Part part(block, i);
         for (int64_t output = 0; output < TILE; output += LANES) {
             const Grid grid = grid_of(tile, part, output);
             const char* codes = tile + part.codes() + output * 4;
@@ -131,7 +132,7 @@ struct Panel {
         for (int64_t c = 0; c < count; c++) {
             char* to = all + c * bytes;
             float* floats = reinterpret_cast<float*>(to);
-            if (w.format == INT4) unfold_points(tile(c), padded_k(w), to);
+            if (w.format == INT4) unfold_points(tile(c), w, to);
             if (w.format == FP16) unfold_floats<fp16>(tile(c), padded_k(w), floats);
             if (w.format == BF16) unfold_floats<bf16>(tile(c), padded_k(w), floats);
         }
