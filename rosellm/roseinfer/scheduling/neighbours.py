@@ -16,6 +16,10 @@ from collections.abc import Iterable
 from rosellm.roseinfer.scheduling.cost import Cost
 from rosellm.roseinfer.scheduling.fairness import Queue, Tenant
 
+PLANNED_STRETCH = 0.85
+"""Of what steps may become longer, the part that is planned for: by so much longer is the mean, and
+clients feel those that take longer than was expected."""
+
 
 class Neighbours:
     """

@@ -37,7 +37,7 @@ from rosellm.roseinfer.scheduling.drafting import add_drafts
 from rosellm.roseinfer.scheduling.fairness import Queue
 from rosellm.roseinfer.scheduling.intake import Intake
 from rosellm.roseinfer.scheduling.limits import Limits
-from rosellm.roseinfer.scheduling.neighbours import Neighbours
+from rosellm.roseinfer.scheduling.neighbours import PLANNED_STRETCH, Neighbours
 from rosellm.roseinfer.scheduling.preemption import Preemption
 from rosellm.roseinfer.scheduling.roster import Roster
 from rosellm.roseinfer.scheduling.sketch import Sketch
@@ -80,11 +80,12 @@ class Scheduler:
         self._arrivals = Arrivals(cache, limits, clock, ageing=ageing, lookup=lookup)
         self._deadlines = Deadlines()
         decoding = Cost()
-        self._chunks = Chunks(itl_target, stretch, decoding)
+        planned = 1 + PLANNED_STRETCH * (stretch - 1)
+        self._chunks = Chunks(itl_target, planned, decoding)
         self._stopwatch = Stopwatch(clock)
         self._preemption = Preemption(self.roster, cache, clock)
         admission = Admission(self.roster, cache, limits, self._preemption, clock)
-        self._neighbours = Neighbours(self.roster.queue, decoding, stretch)
+        self._neighbours = Neighbours(self.roster.queue, decoding, planned)
         self._turns = Turns(
             self.roster, limits, self._chunks, self._preemption, admission, self._neighbours
         )
