@@ -75,7 +75,7 @@ def test_streams_at_most_double_whatever_a_stream_costs(
     alone, beside = run(), run(Client("hostile", 60, greedy))
     assert p99(beside.gaps["quiet"]) <= 2.01 * p99(alone.gaps["quiet"])
     assert p99(beside.firsts["quiet"]) <= 100 * p99(alone.gaps["quiet"]), "its prompts wait"
-    assert beside.computed["hostile"] > 0.4 * beside.computed["quiet"], "what is left is not used"
+    assert beside.computed["hostile"] > beside.computed["quiet"] / 3, "what is left is not used"
 
 
 @pytest.mark.parametrize(("stretch", "most"), [(1.0, 1), (3.0, 5), (100.0, 15)])
