@@ -115,4 +115,5 @@ $(DEV): $(BIN)/python pyproject.toml constraints.txt
 	@touch $@ $(RUNTIME)
 
 $(NATIVE): $(wildcard $(CPU)/*.cpp $(CPU)/*.h $(CPU)/*.inl $(CPU)/build.py) | $(BIN)/python
+	@echo "building the native CPU kernels: about a minute"
 	@$(BIN)/python $(CPU)/build.py || echo "going on without native CPU kernels" >&2

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from rosellm.roseinfer.kernels.cpu.build import LIBRARY
 from tests.commands.terminal import Terminal, terminal
 from tests.e2e.conftest import free_port
 
@@ -55,6 +56,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
         if (ROOT / name).is_file():  # one that is deleted is listed still
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    if LIBRARY.exists():  # what an install would have built
+        shutil.copy2(LIBRARY, folder / LIBRARY.relative_to(ROOT))
     binaries = folder / ".venv" / "bin"
     binaries.mkdir(parents=True)
     for name, arguments in (("python", ""), ("rosellm", f"-c '{COMMAND}'")):

@@ -81,7 +81,7 @@ class Chunks:
             if not self._prompts.known:
                 return budget
             return max(
-                min(budget, LEAST_CHUNK), self._within(max(PROMPTS_S, 2 * self._any), budget)
+                min(budget, LEAST_CHUNK), self._within(max(PROMPTS_S, 2 * self._fixed), budget)
             )
         if not self._decoding.known or self._since >= REMEASURE:
             return 0
@@ -145,6 +145,6 @@ class Chunks:
         return max(self._prompts.each, _LEAST_EACH * self._prompts.share)
 
     @property
-    def _any(self) -> float:
+    def _fixed(self) -> float:
         """Seconds that prompt tokens take however few they are."""
         return self._prompts.seconds(self._prompts.usual) - self._each * self._prompts.usual
