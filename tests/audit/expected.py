@@ -31,7 +31,16 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "tests/test_import_cost.py": (PYTHON,),
     "tests/text/test_tokenizer.py": (PYTHON,),
     # native code is compiled, looked at, and run in programs of its own
-    "tests/kernels/cpu/": (PYTHON, *COMPILERS, "a compiler", "false", "sh", "fork", "pool"),
+    "tests/kernels/cpu/": (
+        PYTHON,
+        *COMPILERS,
+        "a compiler",
+        "false",
+        "sh",
+        "fork",
+        "pool",
+        "setarch",
+    ),
     # programs that compile for cards, which run the compiler's tools
     "tests/kernels/triton/test_compiled.py": (PYTHON,),
     "tests/kernels/triton/test_compile_products.py": (PYTHON,),

@@ -392,7 +392,7 @@ def test_codes_in_parts(library: Library) -> None:
         Shape("int8", 4, 4),
         Shape("int8", 4, 4, 48),
         Shape("int8", 4, 4, 512),
-        Shape("int4", 4, 4, 32),
+        Shape("int4", 4, 4, 96),
         Shape("fp32", 0, 4),
         Shape("bf16", 3, 4, gated=True),
     ],
