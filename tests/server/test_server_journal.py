@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,18 @@ def test_a_disk_that_is_full_for_a_while_leaves_no_half_of_a_line(
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["kept"]
 
 
+def delay(monkeypatch: pytest.MonkeyPatch, journal: Journal, wait: Callable[[], object]) -> None:
+    """Let the disk wait before it takes anything of this log."""
+    write = os.write
+
+    def late(descriptor: int, data: bytes) -> int:
+        if descriptor == journal._file:
+            wait()
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", late)
+
+
 def test_a_disk_that_hangs_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,14 +199,7 @@ def test_a_disk_that_hangs_does_not_fill_the_memory(
     monkeypatch.setattr(journal_module, "MOST_WAITING", 4 * journal_module.LINE_BYTES)
     journal = Journal(str(path))
     goes_on = threading.Event()
-    write = os.write
-
-    def late(descriptor: int, data: bytes) -> int:
-        if descriptor == journal._file:
-            goes_on.wait(20)
-        return write(descriptor, data)
-
-    monkeypatch.setattr(os, "write", late)
+    delay(monkeypatch, journal, lambda: goes_on.wait(20))
     for number in range(50):
         journal.write(Logged(str(number), 0.0, "/", {}, "fp", [], []))
     goes_on.set()
@@ -208,17 +214,10 @@ def test_long_prompts_wait_in_smaller_numbers(
     """What waits is counted by its size, not by lines."""
     path = tmp_path / "requests.jsonl"
     goes_on = threading.Event()
-    write = os.write
 
     async def test() -> None:
         journal = Journal(str(path))
-
-        def late(descriptor: int, data: bytes) -> int:
-            if descriptor == journal._file:
-                goes_on.wait(20)
-            return write(descriptor, data)
-
-        monkeypatch.setattr(os, "write", late)
+        delay(monkeypatch, journal, lambda: goes_on.wait(20))
         monkeypatch.setattr(journal_module, "MOST_WAITING", 3 * (4096 + 100 * 200))
         async with serving(says("a"), journal=journal) as server:
             for _ in range(9):
@@ -237,14 +236,7 @@ def test_a_slow_disk_is_told_once(
     """Not again with each line that it has managed to write."""
     monkeypatch.setattr(journal_module, "MOST_WAITING", 4 * journal_module.LINE_BYTES)
     journal = Journal(str(tmp_path / "requests.jsonl"))
-    write = os.write
-
-    def slow(descriptor: int, data: bytes) -> int:
-        if descriptor == journal._file:
-            time.sleep(0.005)
-        return write(descriptor, data)
-
-    monkeypatch.setattr(os, "write", slow)
+    delay(monkeypatch, journal, lambda: time.sleep(0.005))
     for number in range(150):
         journal.write(Logged(str(number), 0.0, "/", {}, "fp", [], []))
         time.sleep(0.001)

@@ -34,10 +34,8 @@ inline bool quantised(const Matrix& w) { return w.format == INT8 || w.format == 
 
 inline bool valid(const Matrix& w) {
     if (w.n < 1 || w.k < 1 || (w.gated && w.n % 2)) return false;
-    if (quantised(w)) {
-        const bool whole = w.format == INT8 || (PART * PARTS) % w.group == 0 || w.group % (PART * PARTS) == 0;
-        return w.group >= PART && w.group % PART == 0 && w.group <= LARGEST_GROUP && whole;
-    }
+    if (quantised(w))  // a power of two: whole parts, and whole groups in a block or the reverse
+        return w.group >= PART && w.group <= LARGEST_GROUP && (w.group & (w.group - 1)) == 0;
     return w.format == FP32 || w.format == FP16 || w.format == BF16;
 }
 
