@@ -75,14 +75,15 @@ def _verify(args: argparse.Namespace) -> None:
     asked = flags.model_config(given)
     cache = flags.build(CacheConfig, given)
     flags.check_model(asked)
-    if args.reference is not None:
-        flags.check_sources(ModelConfig(model=args.reference))
+    compared_with = args.reference and demo.model_or_demo(args.reference)
+    if compared_with is not None:
+        flags.check_sources(ModelConfig(model=compared_with))
     if "model" not in given:
         note(f"{demo.NAME}, {demo.ABOUT}; MODEL names another")
     text = read_text(args.text or TEXT, "--text")
     with loading() as show:
         model = with_local_files(asked, show, check_supported)
-        reference = _reference(args.reference, show)
+        reference = _reference(compared_with, show)
         passage = tokenized(model, text, args.max_tokens)
         found = _compare(EngineConfig(model, cache, _ALONE), reference, passage, show)
     if args.json:

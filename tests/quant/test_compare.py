@@ -158,6 +158,14 @@ def test_another_reference(capsys, model, tmp_path):
         assert (json.loads(line)["comparison"]["kl_max"] == 0) is same
 
 
+def test_the_demo_model_by_its_name_as_reference(capsys):
+    argv = ["verify", "rosellm-demo", "--reference", "rosellm-demo", "--max-tokens", "20"]
+    assert cli.main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["reference"] == "rosellm-demo"
+    assert found["comparison"]["kl_mean"] < 1e-3
+
+
 def test_mistakes(capsys, model, tmp_path):
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     assert "--text nowhere: No such file" in complaint(capsys, str(model), "--text", "nowhere")
