@@ -40,16 +40,24 @@ inline bool valid(const Matrix& w) {
 }
 
 // The inputs of a packed row.
-inline int64_t padded_k(const Matrix& w) { return round_up(w.k, quantised(w) ? PART : 2); }
+inline int64_t padded_k(const Matrix& w) {
+    return quantised(w) ? round_up(w.k, PART) : round_up(w.k, 2);
+}
 
-inline int64_t groups_of(const Matrix& w) { return ceil_div(w.k, w.group); }
+// How many groups so many inputs make, rounded down. It is asked in the innermost loops, where a
+// division would take as long as a group's products.
+inline int64_t in_groups(const Matrix& w, int64_t inputs) {
+    return inputs >> __builtin_ctz(unsigned(w.group));
+}
+
+inline int64_t groups_of(const Matrix& w) { return in_groups(w, w.k + w.group - 1); }
 
 // Where what belongs to a block of int4 is in it.
 struct Block4 {
     int64_t steps, offsets, codes, bytes;
 
     explicit Block4(const Matrix& w)
-        : steps(larger(1, PARTS * PART / w.group) * LINE / 2),
+        : steps(larger(1, in_groups(w, PARTS * PART)) * LINE / 2),
           offsets(round_up(steps + LINE / 2, LINE)),
           codes(offsets + LINE),
           bytes(codes + PARTS * PART * TILE / 2) {}
@@ -75,19 +83,26 @@ inline char* tile_at(const Matrix& w, int64_t tile) {
     return static_cast<char*>(w.data) + tile * bytes_of_tile(w);
 }
 
-// Where a group's scales are in its tile.
-inline int64_t scales_at(const Matrix& w, int64_t group) {
-    if (w.format == INT4) {
-        const int64_t first = group * w.group, in_block = first % (PART * PARTS);
-        return first / (PART * PARTS) * Block4(w).bytes + in_block / w.group * (LINE / 2);
+// Where in a tile a group's are that lie so many bytes apart, and a gap after every 2^run.
+struct Offsets {
+    int64_t first, each, gap;
+    int run;
+
+    int64_t operator()(int64_t group) const {
+        return first + group * each + (group >> run) * gap;
     }
-    return group / 2 * (LINE + 2 * w.group * TILE) + group % 2 * (LINE / 2);
+};
+
+inline Offsets scales_in(const Matrix& w) {
+    constexpr int64_t SCALES = LINE / 2;
+    if (w.format == INT8) return {0, SCALES, 2 * w.group * TILE, 1};
+    const int64_t block = Block4(w).bytes, groups = in_groups(w, PARTS * PART);
+    if (groups <= 1) return {0, w.group / (PARTS * PART) * block, 0, 0};
+    return {0, SCALES, block - groups * SCALES, groups == 2 ? 1 : 2};
 }
 
-// Where a group's codes are in its tile, of int8.
-inline int64_t codes_at(const Matrix& w, int64_t group) {
-    return (group / 2 + 1) * LINE + group * w.group * TILE;
-}
+// Of int8.
+inline Offsets codes_in(const Matrix& w) { return {LINE, w.group * TILE, LINE, 1}; }
 
 // An int4 part's place: its block in the tile, and its number there.
 struct Part {

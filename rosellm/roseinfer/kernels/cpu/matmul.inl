@@ -88,16 +88,17 @@ constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3]
                           FEW<Kind>[4], FEW<Kind>[5], loops<Kind, 12, 2>()};
 #elif defined(ROSE_AVX2)
 template <class Kind>
-constexpr Loops FEW[] = {loops<Kind, 1, 2>(), loops<Kind, 2, 1>()};
-template <class Kind>
-constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], loops<Kind, 3, 1>(), loops<Kind, 4, 1>(),
-                          loops<Kind, 6, 1>()};
+constexpr Loops MANY[] = {loops<Kind, 1, 2>(), loops<Kind, 2, 1>(), loops<Kind, 3, 1>(),
+                          loops<Kind, 4, 1>(), loops<Kind, 6, 1>()};
 template <>
-constexpr Loops MANY<Points<POINTS>>[] = {loops<Points<POINTS>, 1, 2>(),
-                                         loops<Points<POINTS>, 2, 1>()};
+constexpr Loops MANY<Points<POINTS>>[] = {
+    loops<Points<POINTS>, 1, 2>(), loops<Points<POINTS>, 2, 1>(), loops<Points<POINTS>, 3, 1>(),
+    loops<Points<POINTS>, 4, 1>()};
 template <>
 constexpr Loops MANY<CodesAlone>[] = {loops<CodesAlone, 1, 1>(), loops<CodesAlone, 2, 1>(),
                                      loops<CodesAlone, 3, 1>(), loops<CodesAlone, 4, 1>()};
+template <class Kind>
+constexpr auto& FEW = MANY<Kind>;
 #else
 template <class Kind>
 constexpr Loops FEW[] = {loops<Kind, 1, 1>(), loops<Kind, 2, 1>()};
@@ -193,6 +194,11 @@ inline void finish_gated(const Target& to, int64_t column, int64_t row, int64_t 
 constexpr int64_t BLOCK_ROWS = 504;         // a multiple of every level's largest tile
 constexpr int64_t BLOCK_BYTES = 4 << 20;    // of prepared rows, but for the first tiles
 constexpr int64_t FEW_ROWS = 4;             // for which panels are wide
+#if defined(ROSE_AVX2)
+constexpr int64_t FOLDED_TILES = 2;         // of rows, for which it is not worth while to unfold
+#else
+constexpr int64_t FOLDED_TILES = 1;
+#endif
 constexpr int64_t MOST_WIDTH = 4;           // tiles of a panel
 constexpr int64_t UNIT_BYTES = 64 << 10;    // of weights, at least, where there are few rows
 constexpr int64_t UNITS_EACH = 4;           // for a worker, at least, where there are so many
@@ -288,7 +294,7 @@ inline int64_t rows_of_block(const Matrix& w, int64_t tile_rows) {
 inline void multiply_block(const Rows& x, const Target& target, int64_t first, int64_t count,
                            Workspace& kept) {
     const Matrix& w = target.w;
-    const bool unfold = folded(w) && count > family_of(w).most_rows();
+    const bool unfold = folded(w) && count > FOLDED_TILES * family_of(w).most_rows();
     const Family family = unfold ? unfolded_family_of(w) : family_of(w);
     const int64_t tile_rows = smaller(count, family.most_rows());
     const int64_t over = count - (ceil_div(count, tile_rows) - 1) * tile_rows;

@@ -96,8 +96,8 @@ inline void put_pairs(char* tile, int64_t column, const float* row, int64_t k) {
 
 inline void put_codes8(const Matrix& w, char* tile, int64_t column, int64_t group, fp16 scale,
                        const uint8_t* codes, int64_t count) {
-    reinterpret_cast<fp16*>(tile + scales_at(w, group))[column] = scale;
-    char* cells = tile + codes_at(w, group) + column * 4;
+    reinterpret_cast<fp16*>(tile + scales_in(w)(group))[column] = scale;
+    char* cells = tile + codes_in(w)(group) + column * 4;
     for (int64_t i = 0; i < count; i++) cells[i / 4 * LINE + i % 4] = char(codes[i]);
 }
 
@@ -222,7 +222,7 @@ inline int point_of(const Matrix& w, const char* tile, int64_t column, int64_t i
     const auto* bytes = reinterpret_cast<const uint8_t*>(tile);
     if (w.format == INT8) {
         const int64_t in_group = i % w.group;
-        return bytes[codes_at(w, i / w.group) + in_group / 4 * LINE + column * 4 + i % 4];
+        return bytes[codes_in(w)(i / w.group) + in_group / 4 * LINE + column * 4 + i % 4];
     }
     const Block4 block(w);
     const Part at(block, i / PART);
@@ -233,7 +233,7 @@ inline int point_of(const Matrix& w, const char* tile, int64_t column, int64_t i
 
 inline void get_quantised(const Matrix& w, const char* tile, int64_t column, float* row) {
     for (int64_t first = 0; first < w.k; first += w.group) {
-        const auto* scales = reinterpret_cast<const fp16*>(tile + scales_at(w, first / w.group));
+        const auto* scales = reinterpret_cast<const fp16*>(tile + scales_in(w)(first / w.group));
         const float scale = widen(scales[column]);
         for (int64_t i = first; i < smaller(first + w.group, w.k); i++)
             row[i] = scale * float(point_of(w, tile, column, i) - 128);

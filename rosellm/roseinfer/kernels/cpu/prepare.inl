@@ -25,9 +25,16 @@ namespace matmul {
 
 #if defined(ROSE_AVX2)
 using Code = int16_t;  // of points: there are only products of 16 bits that cannot overflow
+// Each four in the order 0, 2, 1, 3, see Quad.
+ROSE_INLINE void put(Code* to, I codes) {
+    constexpr int ORDER = _MM_SHUFFLE(3, 1, 2, 0);
+    const __m128i low = _mm_shufflelo_epi16(narrowed(codes), ORDER);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shufflehi_epi16(low, ORDER));
+}
 #else
 using Code = int8_t;
 #endif
+ROSE_INLINE void put(int8_t* to, I codes) { store(to, codes); }
 
 // Bytes that a prepared row takes.
 inline int64_t prepared_bytes(const Matrix& w) {
@@ -64,7 +71,7 @@ ROSE_INLINE void quantise_group(const float* x, int64_t count, float& scale, int
     for (int64_t i = 0; i < count; i += LANES) {
         const I code = rounded(load(x + i) * inverse);
         all = add(all, code);
-        store(codes + i, code);
+        put(codes + i, code);
     }
     scale = largest / 127.0f;
     correction = -128 * sum(all);

@@ -198,9 +198,6 @@ ROSE_INLINE void store(fp16* to, F a) {
 ROSE_INLINE __m128i narrowed(I a) {  // to 16 bits
     return _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
-ROSE_INLINE void store(int16_t* to, I a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrowed(a));
-}
 ROSE_INLINE void store(int8_t* to, I a) {
     const __m128i halves = narrowed(a);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(halves, halves));

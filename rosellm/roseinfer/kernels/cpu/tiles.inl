@@ -92,47 +92,53 @@ ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
 ROSE_INLINE F total_of(Sum all, int) { return floats(all); }
 
 #elif defined(ROSE_AVX2)
-// Products of pairs, not yet added to each other; four outputs a vector.
-struct Sum {
-    __m256i of[4];
+// Products of bytes that are added two by two overflow 16 bits: inputs are widened to them first. A
+// line's inputs 0 and 2 lie right for that where 1 and 3 are masked, and these where it is shifted.
+struct Sum {  // eight outputs a vector, as below
+    __m256i first, last;
 };
 struct Quads {
-    __m256i of[4];
+    __m256i first_even, first_odd, last_even, last_odd;
 };
-using Quad = __m256i;
+struct Quad {
+    __m256i even, odd;
+};
 
-ROSE_INLINE Sum sum_of(int32_t start) {
-    const __m256i once = _mm256_set1_epi64x(uint32_t(start));
-    return {{once, once, once, once}};
-}
-ROSE_INLINE __m256i widened(const uint8_t* w) {
-    return _mm256_cvtepu8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w)));
-}
+ROSE_INLINE Sum sum_of(int32_t start) { return {splat(start), splat(start)}; }
 // Asks for the line of weights that is read that much later. Processors whose vectors are half a line
 // ask too late by themselves: pages are short, and each begins anew.
 ROSE_INLINE void ask_ahead(const void* weights) {
     constexpr int64_t AHEAD = 3072;
     _mm_prefetch(static_cast<const char*>(weights) + AHEAD, _MM_HINT_T0);
 }
+ROSE_INLINE __m256i even(__m256i inputs) { return both(inputs, splat(int32_t(0x00ff00ff))); }
+ROSE_INLINE __m256i odd(__m256i inputs) { return _mm256_srli_epi16(inputs, 8); }
 ROSE_INLINE Quads quads_at(const uint8_t* w) {
     ask_ahead(w);
-    return {{widened(w), widened(w + 16), widened(w + 32), widened(w + 48)}};
+    const __m256i first = load_ints(w), last = load_ints(w + LINE / 2);
+    return {even(first), odd(first), even(last), odd(last)};
 }
-ROSE_INLINE Quad quad_at(const Code* x) {
-    int64_t four;
-    std::memcpy(&four, x, sizeof four);
-    return _mm256_set1_epi64x(four);
-}
-ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
-    repeat<4>([&](auto i) {
-        all.of[i] = _mm256_add_epi32(all.of[i], _mm256_madd_epi16(w.of[i], x));
-    });
+ROSE_INLINE __m256i broadcast(const void* from) {  // four bytes
+    __m256i all;
+    asm("vpbroadcastd %1, %0" : "=x"(all) : "m"(*static_cast<const int32_t*>(from)));
     return all;
 }
-ROSE_INLINE F total_of(Sum all, int v) {
-    const __m256i added = _mm256_hadd_epi32(all.of[2 * v], all.of[2 * v + 1]);
-    return floats(_mm256_permute4x64_epi64(added, 0xd8));
+ROSE_INLINE Quad quad_at(const Code* x) { return {broadcast(x), broadcast(x + 2)}; }
+// Adds products of pairs. Not the intrinsics: gcc would add them to each other first, which takes
+// registers that are not there.
+ROSE_INLINE __m256i add_pairs(__m256i all, __m256i w, __m256i x) {
+    __m256i products;
+    asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(all), "=&x"(products) : "x"(w), "x"(x));
+    return all;
 }
+ROSE_INLINE Sum dot(Sum all, const Quads& w, const Quad& x) {
+    all.first = add_pairs(all.first, w.first_even, x.even);
+    all.last = add_pairs(all.last, w.last_even, x.even);
+    all.first = add_pairs(all.first, w.first_odd, x.odd);
+    all.last = add_pairs(all.last, w.last_odd, x.odd);
+    return all;
+}
+ROSE_INLINE F total_of(const Sum& all, int v) { return floats(v ? all.last : all.first); }
 
 #else
 struct Sum {
@@ -166,12 +172,12 @@ ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
 ROSE_INLINE F total_of(Sum all, int v) { return floats(all.of[v]); }
 #endif
 
-// Calls add(quads of C tiles) for every four inputs of a group.
+// Calls add(quads of C tiles) for every four of so many inputs, which lie so far into the points.
 template <int C, class Add>
-ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t group, int64_t count,
+ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t offset, int64_t count,
                            const Add& add) {
     const uint8_t* points[C];
-    for (int i = 0; i < C; i++) points[i] = panel.points(c + i, group);
+    for (int i = 0; i < C; i++) points[i] = panel.points(c + i) + offset;
     for (int64_t at = 0; at < count * TILE; at += LINE) {
         Quads quads[C];
         repeat<C>([&](auto i) { quads[i] = quads_at(points[i] + at); });
@@ -260,6 +266,7 @@ template <Reading READING, int R, int C>
 void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const Matrix& w = panel.w;
     [[maybe_unused]] const Block4 block(w);
+    const Offsets scales = scales_in(w), points = panel.groups();
     const int64_t k = padded_k(w), groups = groups_of(w);
     const auto* x_scales = reinterpret_cast<const float*>(prepared);
     const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
@@ -276,7 +283,7 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
             });
             x += 4 * R;
         };
-        if constexpr (READING == POINTS) for_quads<C>(panel, c, group, last - first, add_four);
+        if constexpr (READING == POINTS) for_quads<C>(panel, c, points(group), last - first, add_four);
 #if !defined(ROSE_AVX2)
         if constexpr (READING == UNFOLDING) for_unfolded<C>(panel, c, first, last, add_four);
 #endif
@@ -286,8 +293,9 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
                 add_codes<R, C>(panel, c, Part(block, part), x, all);
 #endif
         asm("" : "+r"(sums));  // else gcc keeps a second copy of what is there
+        const int64_t at = scales(group);
         repeat<C * V>([&](auto v) {
-            const F scale = load(panel.scales(c + v / V, group) + v % V * LANES);
+            const F scale = load(panel.scales(c + v / V, at) + v % V * LANES);
             repeat<R>([&](auto r) {
                 float* to = sums + (v / V * R + r) * TILE + v % V * LANES;
                 const F total = total_of(all[r][v / V], v % V);
@@ -302,6 +310,14 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
 // Products of codes of 4 bits and of 8 bits are so small that a part's fit in 16 bits: two inputs are
 // multiplied and added at once, and eight such added, before they take 32. A part's step and offset
 // come after. It is the same whole number as that of points.
+
+// Adds products of two inputs each, in 16 bits; see add_pairs.
+ROSE_INLINE __m256i add_bytes(__m256i all, __m256i codes, __m256i x) {
+    __m256i products;
+    asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+        : "+x"(all), "=&x"(products) : "x"(codes), "x"(x));
+    return all;
+}
 
 struct Halves {  // 16 int32, of eight outputs each
     __m256i of[2];
@@ -329,7 +345,6 @@ ROSE_INLINE void add_part(const char* tile, const Part& part, const int8_t* x,
     const __m256i nibble = _mm256_set1_epi8(15);
     if (part.number % 2 == 0) ask_ahead(tile + part.block + part.number / 2 * LINE);
     __m256i sums[R][2];
-    repeat<R>([&](auto r) { sums[r][0] = sums[r][1] = _mm256_setzero_si256(); });
     repeat<PART / 8>([&](auto line) {
         const char* codes = tile + part.codes() + line * LINE;
         ask_ahead(codes);
@@ -340,12 +355,12 @@ ROSE_INLINE void add_part(const char* tile, const Part& part, const int8_t* x,
                 four[half] = both(high ? _mm256_srli_epi16(two[half], 4) : two[half], nibble);
             });
             repeat<R>([&](auto r) {
-                int32_t bytes;
-                std::memcpy(&bytes, x + ((2 * line + high) * R + r) * 4, sizeof bytes);
-                const __m256i value = _mm256_set1_epi32(bytes);
+                const __m256i value = broadcast(x + ((2 * line + high) * R + r) * 4);
                 repeat<2>([&](auto half) {
-                    const __m256i products = _mm256_maddubs_epi16(four[half], value);
-                    sums[r][half] = _mm256_add_epi16(sums[r][half], products);
+                    if constexpr (line + high == 0)
+                        sums[r][half] = _mm256_maddubs_epi16(four[half], value);
+                    else
+                        sums[r][half] = add_bytes(sums[r][half], four[half], value);
                 });
             });
         });
@@ -369,6 +384,7 @@ void code_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const auto* x = reinterpret_cast<const int8_t*>(x_sums + k / PART * R);
     const char* tile = panel.tile(c);
     const Block4 block(w);
+    const Offsets scales = scales_in(w);
     std::memset(sums, 0, sizeof(float) * R * TILE);
     for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
         const int64_t first = group * w.group, last = smaller(k, first + w.group);
@@ -377,7 +393,7 @@ void code_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
         for (int64_t part = first / PART; part < last / PART; part++)
             add_part<R>(tile, Part(block, part), x + part * PART * R, x_sums + part * R, all);
         repeat<2>([&](auto half) {
-            const F scale = load(panel.scales(c, group) + half * LANES);
+            const F scale = load(panel.scales(c, scales(group)) + half * LANES);
             repeat<R>([&](auto r) {
                 float* to = sums + r * TILE + half * LANES;
                 store(to, fma(floats(all[r].of[half]), scale * splat(x_scales[r]), load(to)));

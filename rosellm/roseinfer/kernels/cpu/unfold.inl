@@ -115,15 +115,18 @@ struct Panel {
         return unfolded ? unfolded + c * padded_k(w) * TILE * int64_t(sizeof(float)) : tile(c);
     }
 
-    // [k / 4][16][4] of a group's points.
-    const uint8_t* points(int64_t c, int64_t group) const {
-        const char* all = unfolded ? unfolded + (c * padded_k(w) + group * w.group) * TILE
-                                   : tile(c) + codes_at(w, group);
-        return reinterpret_cast<const uint8_t*>(all);
+    // Where a group's points [k / 4][16][4] are from points(c) on.
+    Offsets groups() const {
+        return unfolded ? Offsets{0, w.group * TILE, 0, 0} : codes_in(w);
     }
 
-    const fp16* scales(int64_t c, int64_t group) const {
-        return reinterpret_cast<const fp16*>(tile(c) + scales_at(w, group));
+    const uint8_t* points(int64_t c) const {
+        return reinterpret_cast<const uint8_t*>(
+            unfolded ? unfolded + c * padded_k(w) * TILE : tile(c));
+    }
+
+    const fp16* scales(int64_t c, int64_t at) const {
+        return reinterpret_cast<const fp16*>(tile(c) + at);
     }
 
     void unfold(int64_t count, Workspace& kept) {
