@@ -55,7 +55,7 @@ def test_4_bits_unless_told_otherwise(capsys, model, tmp_path):
     assert cli.main(["quantize", str(model), str(out)]) == 0
     assert cli.main(["inspect", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "int4 in groups of 128, head int8 in groups of 32" in shown
+    assert "int4 in groups of 128, head int8 in groups of 128" in shown
     assert "bfloat16, quantised" in shown
 
 

@@ -16,7 +16,7 @@ from rosellm.roseinfer.kernels import float8
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Decision
 from rosellm.roseinfer.models.spec import ModelSpec
-from rosellm.roseinfer.quant.formats import FORMATS, Format, Recipe
+from rosellm.roseinfer.quant.formats import FORMATS, HEAD_BESIDE_INT4, Format, Recipe
 from rosellm.roseinfer.runner import memory
 
 _CPU_SHARE = 0.5
@@ -86,7 +86,9 @@ def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
     if head == "auto":
         head = layers if layers in ("none", "fp8") else "int8"
     group = config.quantization_group
-    asked = Recipe(_grouped(FORMATS.get(layers), group), FORMATS.get(head))
+    beside_four = layers == "int4" and head == "int8"
+    form = HEAD_BESIDE_INT4 if beside_four else FORMATS.get(head)
+    asked = Recipe(_grouped(FORMATS.get(layers), group), form)
     if stored is None:
         return asked
     if group is None and (asked == Recipe() or asked.labels == stored.labels):

@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "attention_plan.inl"
+#include "few_rows.inl"
 #include "pool.h"
 #include "words.inl"
 #include "workspace.h"
@@ -36,6 +37,14 @@ struct Result {
     static int64_t lane(int64_t row) { return row / TOGETHER * LANES + row % TOGETHER; }
 };
 
+// Those of several KV heads.
+struct Results {
+    float* first;
+    int64_t apart, rows;
+
+    Result operator[](int64_t head) const { return Result::in(first + head * apart, rows); }
+};
+
 // Add what one split has come to.
 void merge(const Result& split, const Result& all, int64_t rows, int64_t padded) {
     alignas(64) float keep[LANES], take[LANES];
@@ -58,31 +67,36 @@ void merge(const Result& split, const Result& all, int64_t rows, int64_t padded)
     }
 }
 
-// One tile for one KV head, on one thread. Element is the type of the cache.
+// One tile for some KV heads, on one thread. Element is the type of the cache.
 template <class Words, class Element>
 class TileWork {
    public:
-    TileWork(const Call& call, const Tile& tile, int64_t head)
+    TileWork(const Call& call, const Tile& tile, int64_t head, int64_t heads)
         : call_(call),
           tile_(tile),
           head_(head),
+          heads_(heads),
           rows_(tile.tokens * call.group),
-          words_(round_up(call.dim, STEP) / Words::DEPTH) {
+          words_(round_up(call.dim, STEP) / Words::DEPTH),
+          few_(rows_ <= FEW_ROWS && as_they_lie<Element>(call.dim)) {
         int64_t total = 0;
         const auto part = [&](int64_t size) {
             total += round_up(size, 16);  // whole lines of the processor's cache
             return total - round_up(size, 16);
         };
-        const int64_t queries = part(rows_ * words_), keys = part(words_ * BLOCK);
+        const int64_t queries = part(heads * rows_ * words_), keys = part(words_ * BLOCK);
         const int64_t values = part(BLOCK / Words::DEPTH * call.padded);
-        const int64_t scores = part(TOGETHER * BLOCK);
-        const int64_t weights = part(TOGETHER * BLOCK / Words::DEPTH), sums = part(rows_ * LANES);
-        const int64_t size = Result::size(rows_, call.padded), all = part(size), one = part(size);
+        const int64_t scores = part(heads * TOGETHER * BLOCK);
+        const int64_t weights = part(heads * TOGETHER * BLOCK / Words::DEPTH);
+        const int64_t sums = part(heads * rows_ * LANES), size = Result::size(rows_, call.padded);
+        const int64_t all = part(heads * size), one = part(heads * size);
+        const int64_t decay = part(heads * LANES);
         thread_local Workspace kept;
         float* memory = kept.room<float>(total);
         queries_ = memory + queries, keys_ = memory + keys, values_ = memory + values;
         scores_ = memory + scores, weights_ = memory + weights, sums_ = memory + sums;
-        all_ = Result::in(memory + all, rows_), one_ = Result::in(memory + one, rows_);
+        all_ = {memory + all, size, rows_}, one_ = {memory + one, size, rows_};
+        decay_ = memory + decay;
     }
 
     // Every split, one after the other.
@@ -91,19 +105,20 @@ class TileWork {
         compute_split(0, all_);
         for (int64_t split = 1; split < tile_.splits(); split++) {
             compute_split(split, one_);
-            merge(one_, all_, rows_, call_.padded);
+            merge_heads(one_, all_);
         }
         write(all_);
     }
 
     // One of several splits; whoever computes the last of them merges them all.
     void compute(int64_t split, float* results, int64_t size, int32_t* waiting) {
-        const auto result = [&](int64_t i) { return Result::in(results + i * size, rows_); };
+        const auto result = [&](int64_t i) {
+            return Results{results + i * size, tile_.splits() * size, rows_};
+        };
         load_queries();
         compute_split(split, result(split));
         if (__atomic_sub_fetch(waiting, 1, __ATOMIC_ACQ_REL) > 0) return;
-        for (int64_t i = 1; i < tile_.splits(); i++)
-            merge(result(i), result(0), rows_, call_.padded);
+        for (int64_t i = 1; i < tile_.splits(); i++) merge_heads(result(i), result(0));
         write(result(0));
     }
 
@@ -111,27 +126,28 @@ class TileWork {
     static constexpr int BLOCK = 64 * Words::DEPTH;
     static constexpr int STEP = LANES * Words::DEPTH;  // columns of scores that make words
     static constexpr bool SCALED = std::is_same<Element, int8_t>::value;
+    static constexpr bool AS_THEY_LIE = FEW_ROWS && Cell<Element>::NUMBERS;
 
     int64_t position(int64_t row) const { return tile_.position + row / call_.group; }
 
-    // Where row's head stands in queries and in the output.
-    float* place(const Activations& heads, int64_t row) const {
+    // Where a row of the KV head `head`, of ours, stands in queries and in the output.
+    float* place(const Activations& heads, int64_t head, int64_t row) const {
         const int64_t token = tile_.first + row / call_.group;
-        const int64_t head = head_ * call_.group + row % call_.group;
-        return heads.data + token * heads.stride + head * call_.dim;
+        const int64_t query_head = (head_ + head) * call_.group + row % call_.group;
+        return heads.data + token * heads.stride + query_head * call_.dim;
     }
 
     void load_queries() {
         const F scale = splat(call_.heads.scale);
-        for (int64_t row = 0; row < rows_; row++) {
-            const float* query = place(call_.heads.q, row);
+        for (int64_t at = 0; at < heads_ * rows_; at++) {
+            const float* query = place(call_.heads.q, at / rows_, at % rows_);
             for (int64_t w = 0; w < words_; w += LANES) {
                 F parts[Words::DEPTH];
                 for (int d = 0; d < Words::DEPTH; d++) {
-                    const int64_t at = w * Words::DEPTH + d * LANES;
-                    parts[d] = load_up_to(query + at, call_.dim - at) * scale;
+                    const int64_t from = w * Words::DEPTH + d * LANES;
+                    parts[d] = load_up_to(query + from, call_.dim - from) * scale;
                 }
-                store(queries_ + row * words_ + w, Words::pack(parts));
+                store(queries_ + at * words_ + w, Words::pack(parts));
             }
         }
     }
@@ -141,10 +157,17 @@ class TileWork {
         std::fill_n(result.sum, Result::lanes(rows_) + rows_ * call_.padded, 0.0f);
     }
 
+    void merge_heads(const Results& split, const Results& all) const {
+        for (int64_t head = 0; head < heads_; head++)
+            merge(split[head], all[head], rows_, call_.padded);
+    }
+
     // Adding zero makes 0 of -0, which a merge of several splits would have done.
-    void write(const Result& result) const {
-        for (int64_t row = 0; row < rows_; row++) {
-            float* to = place(call_.heads.out, row);
+    void write(const Results& results) const {
+        for (int64_t at = 0; at < heads_ * rows_; at++) {
+            const int64_t head = at / rows_, row = at % rows_;
+            const Result result = results[head];
+            float* to = place(call_.heads.out, head, row);
             const float* from = result.out + row * call_.padded;
             const F share = splat(1.0f / result.sum[Result::lane(row)]);
             for (int64_t i = 0; i < call_.dim; i += LANES)
@@ -152,31 +175,124 @@ class TileWork {
         }
     }
 
-    void compute_split(int64_t split, const Result& result) {
+    void compute_split(int64_t split, const Results& results) {
         const int64_t start = (tile_.first_split() + split) * SPLIT;
         const int64_t begin = std::max(start, tile_.begin) / BLOCK * BLOCK;
         const int64_t end = std::min(start + SPLIT, tile_.end);
-        clear(result);
-        std::fill_n(sums_, rows_ * LANES, 0.0f);
+        for (int64_t head = 0; head < heads_; head++) clear(results[head]);
+        std::fill_n(sums_, heads_ * rows_ * LANES, 0.0f);
         locate(begin, end, next_);
         for (int64_t block = begin; block < end; block += BLOCK) {
             std::copy_n(next_, BLOCK, now_);
             locate(block + BLOCK, end, next_);
-            pack_block(block);
-            for (int64_t row = 0; row < rows_; row += TOGETHER)
-                attend(block, row, std::min<int64_t>(TOGETHER, rows_ - row), result);
+            if constexpr (AS_THEY_LIE) {
+                if (few_) {
+                    attend_few(block, results);
+                    continue;
+                }
+            }
+            attend_many(block, results);
         }
-        for (int64_t row = 0; row < rows_; row++)
-            result.sum[Result::lane(row)] = sum(load(sums_ + row * LANES));
+        for (int64_t at = 0; at < heads_ * rows_; at++)
+            results[at / rows_].sum[Result::lane(at % rows_)] = sum(load(sums_ + at * LANES));
+    }
+
+    // The positions of a block that a row sees, or some rows do.
+    struct Seen {
+        int64_t begin, end;
+    };
+    Seen seen(int64_t block, int64_t row, int64_t count) const {
+        const int64_t last = position(row + count - 1);
+        return {std::max(call_.begin(position(row)) - block, int64_t(0)),
+                std::min(call_.end(last, tile_.length) - block, int64_t(BLOCK))};
+    }
+
+    // -- Few rows: all heads of some positions, then of the next
+
+    void attend_few(int64_t block, const Results& results) {
+        const Seen seen = this->seen(block, 0, rows_);
+        if (seen.begin >= seen.end) return;
+        find_rows();
+        const int64_t bytes = heads_ * call_.dim * int64_t(sizeof(Element));
+        const int64_t low = seen.begin / TAKEN * TAKEN;
+        const auto coming = [&](const Element* const* rows, int64_t from, int64_t end) {
+            return Coming<Element>(rows + from, std::min(TAKEN, end - from), bytes);
+        };
+        for (int64_t from = low; from < seen.end; from += TAKEN) {
+            const bool last = from + TAKEN >= seen.end;
+            score(from, last ? coming(value_rows_, low, seen.end)
+                             : coming(key_rows_, from + TAKEN, seen.end));
+        }
+        for (int64_t head = 0; head < heads_; head++) {
+            if (SCALED) find_scales(head);
+            softmax(block, head, 0, rows_, seen.begin / STEP * STEP, round_up(seen.end, STEP),
+                    results[head], decay_ + head * LANES);
+        }
+        for (int64_t from = low; from < seen.end; from += TAKEN) {
+            const bool last = from + TAKEN >= seen.end;
+            add(std::max(from, seen.begin), std::min(from + TAKEN, seen.end), results,
+                from == low ? decay_ : nullptr,
+                last ? coming(key_rows_, BLOCK, BLOCK + TAKEN)
+                     : coming(value_rows_, from + TAKEN, seen.end));
+        }
+    }
+
+    // Where positions lie: of this block, and keys of the next one's first. Those that nobody sees lie
+    // somewhere.
+    void find_rows() {
+        const auto* keys = static_cast<const Element*>(call_.cache.keys);
+        const auto* values = static_cast<const Element*>(call_.cache.values);
+        for (int64_t i = 0; i < BLOCK; i++) {
+            const int64_t at = std::max(now_[i], int64_t(0)) * call_.dim;
+            key_rows_[i] = keys + at, value_rows_[i] = values + at;
+        }
+        for (int64_t i = 0; i < TAKEN; i++)
+            key_rows_[BLOCK + i] = keys + std::max(next_[i], int64_t(0)) * call_.dim;
+    }
+
+    // Queries by TAKEN keys of the block, of every head.
+    void score(int64_t from, Coming<Element> coming) {
+        for (int64_t head = 0; head < heads_; head++) {
+            const Lying<Element> keys{key_rows_ + from, head * call_.dim, call_.dim};
+            const float* queries = queries_ + head * rows_ * words_;
+            float* scores = scores_ + head * TOGETHER * BLOCK + from;
+            with_few(rows_, [&](auto rows) {
+                score_keys<Element, rows>(keys, queries, words_, scores, BLOCK, coming);
+            });
+        }
+    }
+
+    // Weights by values [from, to) of the block, of every head.
+    void add(int64_t from, int64_t to, const Results& results, const float* decay,
+             Coming<Element> coming) {
+        for (int64_t head = 0; head < heads_; head++) {
+            const Lying<Element> values{value_rows_ + from, head * call_.dim, call_.dim};
+            const Weighing weighing{weights_ + head * TOGETHER * BLOCK + from, BLOCK,
+                                    results[head].out, call_.padded,
+                                    decay ? decay + head * LANES : nullptr};
+            with_few(rows_, [&](auto rows) {
+                add_values<Element, rows>(values, to - from, weighing, coming);
+            });
+        }
+    }
+
+    // -- Many rows: head by head, whose keys and values are laid out anew
+
+    void attend_many(int64_t block, const Results& results) {
+        for (int64_t head = 0; head < heads_; head++) {
+            pack_block(block, head);
+            for (int64_t row = 0; row < rows_; row += TOGETHER)
+                attend(block, head, row, std::min<int64_t>(TOGETHER, rows_ - row), results[head]);
+        }
     }
 
     // -- A block's keys and values, in words
 
-    void pack_block(int64_t block) {
+    void pack_block(int64_t block, int64_t head) {
         const int64_t begin = std::max(block, tile_.begin) - block;
         const int64_t end = std::min(block + BLOCK, tile_.end) - block;
-        const auto* keys = static_cast<const Element*>(call_.cache.keys);
-        const auto* values = static_cast<const Element*>(call_.cache.values);
+        const auto* keys = static_cast<const Element*>(call_.cache.keys) + head * call_.dim;
+        const auto* values = static_cast<const Element*>(call_.cache.values) + head * call_.dim;
         for (int64_t i = begin / LANES * LANES; i < end; i += LANES) pack_keys(keys, i);
         for (int64_t i = begin / Words::DEPTH * Words::DEPTH; i < end; i += Words::DEPTH) {
             const Element* rows[Words::DEPTH];
@@ -184,10 +300,10 @@ class TileWork {
             Words::pack_columns(rows, call_.dim, call_.padded,
                                 values_ + i / Words::DEPTH * call_.padded);
         }
-        if (SCALED) find_scales();
+        if (SCALED) find_scales(head);
     }
 
-    // The row of the cache of each position of a block, -1 where nobody looks.
+    // The row of the cache of each position of a block and our first head, -1 where nobody looks.
     void locate(int64_t block, int64_t end, int64_t (&rows)[BLOCK]) const {
         const int64_t size = call_.step.block_size;
         std::fill_n(rows, BLOCK, -1);
@@ -202,11 +318,15 @@ class TileWork {
         }
     }
 
-    // Where a position's key or value is; the next block's comes a little nearer meanwhile.
+    // Where a position's key or value is; one that follows comes nearer meanwhile. More of them would
+    // be in each other's way: rows of a head lie in few sets of the processor's cache.
     const Element* find(const Element* cache, int64_t position) const {
         static const Element nothing[MAX_DIM] = {};
-        if (next_[position] >= 0) {
-            const auto* next = reinterpret_cast<const char*>(cache + next_[position] * call_.dim);
+        constexpr int64_t AHEAD = 8;
+        const int64_t ahead = position + AHEAD < BLOCK ? now_[position + AHEAD]
+                                                       : next_[position + AHEAD - BLOCK];
+        if (ahead >= 0) {
+            const auto* next = reinterpret_cast<const char*>(cache + ahead * call_.dim);
             for (int64_t i = 0; i < call_.dim * int64_t(sizeof(Element)); i += 64)
                 __builtin_prefetch(next + i);
         }
@@ -229,40 +349,40 @@ class TileWork {
         }
     }
 
-    void find_scales() {
+    void find_scales(int64_t head) {
         for (int i = 0; i < BLOCK; i++) {
-            key_scales_[i] = now_[i] < 0 ? 0.0f : call_.cache.key_scales[now_[i]];
-            value_scales_[i] = now_[i] < 0 ? 0.0f : call_.cache.value_scales[now_[i]];
+            key_scales_[i] = now_[i] < 0 ? 0.0f : call_.cache.key_scales[now_[i] + head];
+            value_scales_[i] = now_[i] < 0 ? 0.0f : call_.cache.value_scales[now_[i] + head];
         }
     }
 
     // -- Rows that are computed together
 
-    void attend(int64_t block, int64_t row, int64_t count, const Result& result) {
-        const int64_t begin = std::max(call_.begin(position(row)) - block, int64_t(0));
-        const int64_t last = position(row + count - 1);
-        const int64_t end = std::min(call_.end(last, tile_.length) - block, int64_t(BLOCK));
+    void attend(int64_t block, int64_t head, int64_t row, int64_t count, const Result& result) {
+        const auto [begin, end] = seen(block, row, count);
         if (begin >= end) return;
         const int64_t low = begin / STEP * STEP;
         const int64_t words = (call_.dim + Words::DEPTH - 1) / Words::DEPTH;
-        product<Words>({queries_ + row * words_, words_, keys_ + low, BLOCK, scores_ + low, BLOCK,
-                        words},
-                       count, round_up(end - low, LANES), nullptr);
+        const float* queries = queries_ + (head * rows_ + row) * words_;
+        float *scores = scores_ + head * TOGETHER * BLOCK, *weights = weights_of(head);
+        product<Words>({queries, words_, keys_ + low, BLOCK, scores + low, BLOCK, words}, count,
+                       round_up(end - low, LANES), nullptr);
         alignas(64) float decay[LANES];
-        softmax(block, row, count, low, round_up(end, STEP), result, decay);
+        softmax(block, head, row, count, low, round_up(end, STEP), result, decay);
         const int64_t from = begin / Words::DEPTH;
         const int64_t to = (end + Words::DEPTH - 1) / Words::DEPTH;
-        product<Words>({weights_ + from, BLOCK / Words::DEPTH, values_ + from * call_.padded,
+        product<Words>({weights + from, BLOCK / Words::DEPTH, values_ + from * call_.padded,
                         call_.padded, result.out + row * call_.padded, call_.padded, to - from},
                        count, call_.padded, decay);
     }
 
     // From scores to weights, and what earlier blocks are worth beside them.
-    void softmax(int64_t block, int64_t row, int64_t count, int64_t low, int64_t high,
-                 const Result& result, float* decay) {
+    void softmax(int64_t block, int64_t head, int64_t row, int64_t count, int64_t low,
+                 int64_t high, const Result& result, float* decay) {
+        float *scores = scores_ + head * TOGETHER * BLOCK, *weights = weights_of(head);
         alignas(64) float maximum[LANES] = {};
         for (int64_t r = 0; r < count; r++)
-            maximum[r] = finish_scores(block, position(row + r), low, high, scores_ + r * BLOCK);
+            maximum[r] = finish_scores(block, position(row + r), low, high, scores + r * BLOCK);
         float* maxima = result.maximum + Result::lane(row);
         const F before = load(maxima), now = max(before, load(maximum));
         const F finite = max(now, splat(-FLT_MAX));  // inf - inf, where a row has seen nothing
@@ -270,9 +390,9 @@ class TileWork {
         store(maximum, finite);
         store(decay, exp(before - finite));
         for (int64_t r = 0; r < count; r++) {
-            float* sums = sums_ + (row + r) * LANES;
-            const F total = weigh(scores_ + r * BLOCK, maximum[r], low, high,
-                                  weights_ + r * BLOCK / Words::DEPTH);
+            float* sums = sums_ + (head * rows_ + row + r) * LANES;
+            const F total = weigh(scores + r * BLOCK, maximum[r], low, high,
+                                  weights + r * BLOCK / Words::DEPTH);
             store(sums, load(sums) * splat(decay[r]) + total);
         }
     }
@@ -312,13 +432,19 @@ class TileWork {
         return total;
     }
 
+    float* weights_of(int64_t head) const {
+        return weights_ + head * TOGETHER * BLOCK / Words::DEPTH;
+    }
+
     const Call& call_;
     const Tile& tile_;
-    int64_t head_, rows_, words_;  // words_: of a query
-    float *queries_, *keys_, *values_, *scores_, *weights_, *sums_;
+    int64_t head_, heads_, rows_, words_;  // rows_: of each head; words_: of a query
+    bool few_;
+    float *queries_, *keys_, *values_, *scores_, *weights_, *sums_, *decay_;
     int64_t now_[BLOCK], next_[BLOCK];  // rows of this and of the next block, see locate
+    const Element *key_rows_[BLOCK + TAKEN], *value_rows_[BLOCK];  // see find_rows
     float key_scales_[SCALED ? BLOCK : 1], value_scales_[SCALED ? BLOCK : 1];
-    Result one_, all_;
+    Results one_, all_;
 };
 
 template <class Words, class Element>
@@ -327,15 +453,14 @@ void compute(const Call& call, Plan& plan) {
     const int64_t size = Result::size(plan.rows, call.padded);
     float* results = kept.room<float>(plan.results * size);
     const auto unit = [&](int64_t index, int) {
-        const auto [at, split] = plan.units[index / call.kv_heads];
-        const Tile& tile = plan.tiles[at];
-        const int64_t head = index % call.kv_heads;
-        TileWork<Words, Element> work(call, tile, head);
-        if (split == ALL) return work.compute();
-        work.compute(split, results + (tile.results + head * tile.splits()) * size, size,
-                     &plan.waiting[tile.waiting + head]);
+        const Unit& unit = plan.units[index];
+        const Tile& tile = plan.tiles[unit.tile];
+        TileWork<Words, Element> work(call, tile, unit.head, unit.heads);
+        if (unit.split == ALL) return work.compute();
+        work.compute(unit.split, results + (tile.results + unit.head * tile.splits()) * size, size,
+                     &plan.waiting[tile.waiting + unit.head]);
     };
-    const int64_t count = int64_t(plan.units.size()) * call.kv_heads;
+    const int64_t count = int64_t(plan.units.size());
     if (plan.work(call) < SMALL)
         for (int64_t index = 0; index < count; index++) unit(index, 0);
     else
@@ -354,7 +479,7 @@ void attention(const Attention& heads, const Sequences& step, const KvCache& cac
     using namespace attending;
     thread_local Plan plan;
     const Call call(heads, step, cache);
-    plan.make(call);
+    plan.make(call, FEW_ROWS, pool_size());
     switch (cache.type) {
         case KV_FP32: return compute<Fp32Words, float>(call, plan);
         case KV_BF16: return compute<HalfWords, bf16>(call, plan);

@@ -15,8 +15,9 @@ namespace rose {
 namespace {
 namespace attending {
 
-constexpr int SPLIT = 512;
+constexpr int SPLIT = 256;
 constexpr int TILE = 64;  // rows of a tile; more, if one token has more heads
+constexpr int UNITS_EACH = 4;  // for a thread, at least, where there are so many
 
 constexpr int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
@@ -53,28 +54,30 @@ struct Tile {
     int64_t length;         // of the sequence
     int64_t begin, end;     // positions that any of them sees
     const int32_t* table;
-    int64_t waiting, results;  // if its splits are units: its counters', its results' first index
+    bool shared;               // its splits are units
+    int64_t waiting, results;  // if they are: its counters', its results' first index
 
     int64_t first_split() const { return begin / SPLIT; }
     int64_t splits() const { return (end - 1) / SPLIT + 1 - first_split(); }
 };
 
-// What one thread computes, for one KV head: a split of a tile, or all of them.
+// What one thread computes, for some KV heads: a split of a tile, or all of them.
 constexpr int64_t ALL = -1;
 struct Unit {
-    int64_t tile, split;
+    int64_t tile, split, head, heads;
 };
 
 class Plan {
    public:
     std::vector<Tile> tiles;
     std::vector<Unit> units;
-    // Of tiles whose splits are units, by KV head: how many splits are not computed yet.
+    // Of tiles whose splits are units, by a unit's first KV head: how many are not computed yet.
     std::vector<int32_t> waiting;
     int64_t results, rows;  // of those tiles: splits, by KV head, and most rows
 
-    // Sequences that have several tiles come first, since these take longest.
-    void make(const Call& call) {
+    // Sequences that have several tiles come first, since these take longest. Tiles of at most `few`
+    // rows are read faster with all heads in a unit; but each thread shall have some units.
+    void make(const Call& call, int64_t few, int64_t threads) {
         tiles.clear(), units.clear(), waiting.clear();
         results = rows = 0;
         const int64_t most = std::max<int64_t>(1, TILE / call.group);
@@ -85,8 +88,14 @@ class Plan {
                 if (several)
                     add_tiles(call, sequence, tokens, most);
                 else
-                    add_splits(call, sequence, tokens);
+                    add_tile(call, sequence, tokens);
             }
+        int64_t small = 0;
+        for (const Tile& tile : tiles) small += tile.tokens * call.group <= few ? tile.splits() : 0;
+        const int64_t parts = small ? (UNITS_EACH * threads + small - 1) / small : 1;
+        const int64_t heads = std::max<int64_t>(1, call.kv_heads / parts);
+        for (int64_t tile = 0; tile < int64_t(tiles.size()); tile++)
+            add_units(call, tile, tiles[tile].tokens * call.group <= few ? heads : 1);
     }
 
     // Products of two numbers, in all.
@@ -97,31 +106,35 @@ class Plan {
     }
 
    private:
-    // Each is a unit; the last ones, which see most, come first.
+    // The last ones, which see most, come first.
     void add_tiles(const Call& call, int64_t sequence, int64_t tokens, int64_t most) {
         for (int64_t end = tokens; end > 0;) {
             const int64_t first = (end - 1) / most * most;
-            units.push_back({int64_t(tiles.size()), ALL});
             tiles.push_back(tile_of(call, sequence, first, end - first));
             end = first;
         }
     }
 
-    // Of a single tile, so that several threads can share it.
-    void add_splits(const Call& call, int64_t sequence, int64_t tokens) {
+    // A single tile, whose splits several threads can share.
+    void add_tile(const Call& call, int64_t sequence, int64_t tokens) {
         Tile tile = tile_of(call, sequence, 0, tokens);
-        const int64_t index = int64_t(tiles.size()), splits = tile.splits();
-        if (splits == 1) {
-            units.push_back({index, ALL});
-        } else {
-            for (int64_t split = 0; split < splits; split++) units.push_back({index, split});
+        tile.shared = tile.splits() > 1;
+        if (tile.shared) {
             tile.waiting = int64_t(waiting.size());
             tile.results = results;
-            waiting.resize(waiting.size() + size_t(call.kv_heads), int32_t(splits));
-            results += splits * call.kv_heads;
+            waiting.resize(waiting.size() + size_t(call.kv_heads), int32_t(tile.splits()));
+            results += tile.splits() * call.kv_heads;
             rows = std::max(rows, tokens * call.group);
         }
         tiles.push_back(tile);
+    }
+
+    void add_units(const Call& call, int64_t tile, int64_t heads) {
+        const int64_t splits = tiles[tile].shared ? tiles[tile].splits() : 1;
+        for (int64_t split = 0; split < splits; split++)
+            for (int64_t head = 0; head < call.kv_heads; head += heads)
+                units.push_back({tile, tiles[tile].shared ? split : ALL, head,
+                                 std::min(heads, call.kv_heads - head)});
     }
 
     static Tile tile_of(const Call& call, int64_t sequence, int64_t first, int64_t tokens) {
