@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from rosellm.roseinfer.cache.blocks import BlockPool
 from rosellm.roseinfer.cache.manager import CacheManager
+from rosellm.roseinfer.cache.storage import KVGroup, KVStorage
 
 
 def filled(manager: CacheManager, tokens: list[int]) -> None:
@@ -121,3 +123,12 @@ def test_blocks_of_another_type_have_other_hashes(monkeypatch: pytest.MonkeyPatc
     assert hashes(["int8"]) == hashes(["int8"])
     different = [hashes(["int8"]), hashes(["float32"]), hashes([]), hashes(["int8"], "tenant")]
     assert len({tuple(each) for each in different}) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_keys_and_values_begin_with_a_line_of_the_cache(dtype: torch.dtype) -> None:
+    group = KVGroup((0, 1), 3, 10)
+    storage = KVStorage([group], [5], 4, dtype, torch.device("cpu"))
+    kept = [part for layer in (0, 1) for part in storage.layer(layer)]
+    assert all(part.data.data_ptr() % 64 == 0 for part in kept)
+    assert all(not part.data.any() for part in kept)

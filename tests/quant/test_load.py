@@ -27,7 +27,7 @@ from rosellm.roseinfer.loading import assign
 from rosellm.roseinfer.loading.assign import Place, load_weights
 from rosellm.roseinfer.loading.mapped import mapped_tensors
 from rosellm.roseinfer.models.registry import find_architecture
-from rosellm.roseinfer.quant.formats import FORMATS, Format, Recipe
+from rosellm.roseinfer.quant.formats import FORMATS, HEAD_BESIDE_INT4, Format, Recipe
 from rosellm.roseinfer.quant.scales import quantize
 from tests.models.test_moe import MIXTRAL, QWEN3, write_moe
 from tests.tiny_models import (
@@ -44,6 +44,7 @@ from tests.tiny_models import (
 
 PROMPT = random_prompts([40], 97)[0]
 INT8, INT4 = FORMATS["int8"], FORMATS["int4"]
+HEAD = HEAD_BESIDE_INT4
 
 
 def logits(model: Path, **settings: Any) -> Tensor:
@@ -80,10 +81,10 @@ def meant(weights: dict[str, Tensor], layers: Format, head: Format | None) -> di
     ("settings", "layers", "head"),
     [
         ({"quantization": "int8"}, INT8, INT8),
-        ({"quantization": "int4"}, INT4, INT8),
+        ({"quantization": "int4"}, INT4, HEAD),
         ({"quantization": "int4", "head_quantization": "int4"}, INT4, INT4),
         ({"quantization": "int4", "head_quantization": "none"}, INT4, None),
-        ({"quantization": "int4", "quantization_group": 32}, Format(4, 32), INT8),
+        ({"quantization": "int4", "quantization_group": 32}, Format(4, 32), HEAD),
         ({"quantization": "int8", "quantization_group": 64}, Format(8, 64), INT8),
     ],
 )
@@ -110,7 +111,7 @@ def test_matrices_that_are_stored_input_first(tmp_path):
     for name, weight in weights.items():
         if name.endswith(("attn.weight", "proj.weight", "fc.weight")):
             weights[name] = rounded(weight.t(), INT4).t().contiguous()
-    weights["transformer.wte.weight"] = rounded(weights["transformer.wte.weight"], INT8)
+    weights["transformer.wte.weight"] = rounded(weights["transformer.wte.weight"], HEAD)
     found = logits(model, quantization="int4")
     write_safetensors(model, weights)
     assert torch.equal(found, logits(model))
@@ -121,7 +122,7 @@ def test_experts_are_quantised_and_routers_are_not(tmp_path, config):
     model = write_moe(tmp_path / "model", config)
     weights = load_file(model / "model.safetensors")
     found = logits(model, quantization="int4")
-    write_safetensors(model, meant(weights, INT4, INT8))
+    write_safetensors(model, meant(weights, INT4, HEAD))
     assert torch.equal(found, logits(model))
 
 
@@ -455,7 +456,7 @@ def test_damaged_tensors(written, change, complaint):
 # -- memory ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(INT4, INT8)], ids=["plain", "quantised"])
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(INT4, HEAD)], ids=["plain", "quantised"])
 def test_no_more_than_a_layer_is_plain_at_a_time(tmp_path, recipe):
     config = {**MIXTRAL, "num_hidden_layers": 6, "num_local_experts": 2}
     weights = load_file(write_moe(tmp_path / "model", config) / "model.safetensors")

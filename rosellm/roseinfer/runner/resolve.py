@@ -86,9 +86,9 @@ def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
     if head == "auto":
         head = layers if layers in ("none", "fp8") else "int8"
     group = config.quantization_group
-    beside_four = layers == "int4" and head == "int8"
-    form = HEAD_BESIDE_INT4 if beside_four else FORMATS.get(head)
-    asked = Recipe(_grouped(FORMATS.get(layers), group), form)
+    coarse = layers == "int4" and head == "int8"
+    head_form = HEAD_BESIDE_INT4 if coarse else FORMATS.get(head)
+    asked = Recipe(_grouped(FORMATS.get(layers), group), head_form)
     if stored is None:
         return asked
     if group is None and (asked == Recipe() or asked.labels == stored.labels):

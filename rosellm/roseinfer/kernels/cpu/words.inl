@@ -13,7 +13,7 @@ namespace rose {
 namespace {
 
 // Rows that share a load of the other operand: as many sums as there are registers for.
-constexpr int TOGETHER = LANES == 16 ? 8 : 4;
+constexpr int TOGETHER = LANES == 16 ? 8 : LANES == 8 ? 6 : 4;
 constexpr int MAX_DIM = 256;  // of a head
 
 template <class T>
