@@ -38,7 +38,7 @@ OFFLINE = {
     "decode": Batch(streams=1, prompt=64, output=64),
     "prefill": Batch(streams=1, prompt=512, output=2),
     "streams-8": Batch(streams=8, prompt=64, output=64),
-    "streams-32": Batch(streams=32, prompt=64, output=32),
+    "streams-32": Batch(streams=32, prompt=64, output=96),  # so long that all decode at once
 }
 SERVED = {
     "serve-8": Batch(streams=8, prompt=64, output=64),

@@ -122,9 +122,15 @@ def requests_of(vocab_size: int, batch: Batch) -> list[Add]:
 
 
 def _rate(steps: Iterable[tuple[int, float]]) -> float:
-    """Tokens a second of steps that gave tokens and took seconds."""
+    """Tokens a second of steps that gave tokens and took seconds.
+
+    Raises:
+        ValueError: there are none: answers were too short for all streams to decode at once.
+    """
     pairs = list(steps)
-    return sum(tokens for tokens, _ in pairs) / sum(s for _, s in pairs) if pairs else 0.0
+    if not pairs:
+        raise ValueError("no step was of the kind that is measured: answers are too short")
+    return sum(tokens for tokens, _ in pairs) / sum(s for _, s in pairs)
 
 
 def _weight_bytes(config: ModelConfig) -> int:
