@@ -118,9 +118,10 @@ ROSE_INLINE Quads quads_at(const uint8_t* w) {
     const __m256i first = load_ints(w), last = load_ints(w + LINE / 2);
     return {even(first), odd(first), even(last), odd(last)};
 }
-ROSE_INLINE __m256i broadcast(const void* from) {  // four bytes
+// Four bytes. Of two neighbours gcc would load eight, and part them in registers.
+ROSE_INLINE __m256i broadcast(const void* from) {
     __m256i all;
-    asm("vpbroadcastd %1, %0" : "=x"(all) : "m"(*static_cast<const int32_t*>(from)));
+    asm("vpbroadcastd %1, %0" : "=x"(all) : "m"(*static_cast<const char(*)[4]>(from)));
     return all;
 }
 ROSE_INLINE Quad quad_at(const Code* x) { return {broadcast(x), broadcast(x + 2)}; }
