@@ -479,7 +479,7 @@ void attention(const Attention& heads, const Sequences& step, const KvCache& cac
     using namespace attending;
     thread_local Plan plan;
     const Call call(heads, step, cache);
-    plan.make(call, FEW_ROWS, pool_size());
+    plan.make(call, FEW_ROWS);
     switch (cache.type) {
         case KV_FP32: return compute<Fp32Words, float>(call, plan);
         case KV_BF16: return compute<HalfWords, bf16>(call, plan);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "pool.h"
 #include "simd.h"
 
 namespace rose {
@@ -17,7 +18,6 @@ namespace attending {
 
 constexpr int SPLIT = 256;
 constexpr int TILE = 64;  // rows of a tile; more, if one token has more heads
-constexpr int UNITS_EACH = 4;  // for a thread, at least, where there are so many
 
 constexpr int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
@@ -76,8 +76,8 @@ class Plan {
     int64_t results, rows;  // of those tiles: splits, by KV head, and most rows
 
     // Sequences that have several tiles come first, since these take longest. Tiles of at most `few`
-    // rows are read faster with all heads in a unit; but each thread shall have some units.
-    void make(const Call& call, int64_t few, int64_t threads) {
+    // rows are read faster with all heads in a unit; but each worker shall have some units.
+    void make(const Call& call, int64_t few) {
         tiles.clear(), units.clear(), waiting.clear();
         results = rows = 0;
         const int64_t most = std::max<int64_t>(1, TILE / call.group);
@@ -92,7 +92,7 @@ class Plan {
             }
         int64_t small = 0;
         for (const Tile& tile : tiles) small += tile.tokens * call.group <= few ? tile.splits() : 0;
-        const int64_t parts = small ? (UNITS_EACH * threads + small - 1) / small : 1;
+        const int64_t parts = small ? (UNITS_EACH * pool_size() + small - 1) / small : 1;
         const int64_t heads = std::max<int64_t>(1, call.kv_heads / parts);
         for (int64_t tile = 0; tile < int64_t(tiles.size()); tile++)
             add_units(call, tile, tiles[tile].tokens * call.group <= few ? heads : 1);

@@ -61,8 +61,6 @@ constexpr bool as_they_lie(int64_t dim) {
     return SQUARE && dim % SQUARE == 0 && dim % (2 * LANES) == 0;
 }
 
-constexpr int64_t LINE = 64;  // bytes
-
 // What is read next: so many bytes, whole lines, of each of some positions, asked for line by line.
 template <class Element>
 class Coming {

@@ -14,13 +14,13 @@
 #pragma once
 
 #include "kernels.h"
+#include "simd.h"
 
 namespace rose {
 namespace {
 namespace matmul {
 
 constexpr int64_t TILE = 16;         // outputs of a tile
-constexpr int64_t LINE = 64;         // bytes
 constexpr int64_t PART = 32;         // inputs of an int4 block that share a step and an offset
 constexpr int64_t PARTS = 4;         // of a block
 constexpr int64_t LARGEST_GROUP = 256;
@@ -44,8 +44,8 @@ inline int64_t padded_k(const Matrix& w) {
     return quantised(w) ? round_up(w.k, PART) : round_up(w.k, 2);
 }
 
-// How many groups so many inputs make, rounded down. It is asked in the innermost loops, where a
-// division would take as long as a group's products.
+// How many groups so many inputs make, rounded down. It is asked in loops over groups, where
+// divisions are felt.
 inline int64_t in_groups(const Matrix& w, int64_t inputs) {
     return inputs >> __builtin_ctz(unsigned(w.group));
 }

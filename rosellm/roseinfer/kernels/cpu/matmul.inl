@@ -201,7 +201,6 @@ constexpr int64_t FOLDED_TILES = 1;
 #endif
 constexpr int64_t MOST_WIDTH = 4;           // tiles of a panel
 constexpr int64_t UNIT_BYTES = 256 << 10;   // of weights, at least, where there are few rows
-constexpr int64_t UNITS_EACH = 4;           // for a worker, at least, where there are so many
 
 // What all units of a block of rows share.
 struct Block {

@@ -16,6 +16,9 @@ using Body = void (*)(void* context, int64_t tile, int worker);
 // Workers, the caller included.
 int pool_size();
 
+// For each of them, at least, where there are so many: so that one that is slow holds nobody up.
+constexpr int64_t UNITS_EACH = 4;
+
 // How many workers there shall be, at least one. Not while a kernel runs that asked for their
 // number. Threads start with the first operation that can use them.
 void resize_pool(int workers);

@@ -41,6 +41,8 @@
 namespace rose {
 namespace {
 
+constexpr int64_t LINE = 64;  // bytes of the processor's cache that come at once
+
 struct bf16 {
     uint16_t bits;
 };
