@@ -29,6 +29,7 @@ from rosellm.roseinfer.loading.mapped import mapped_tensors
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.quant.formats import FORMATS, HEAD_BESIDE_INT4, Format, Recipe
 from rosellm.roseinfer.quant.scales import quantize
+from rosellm.roseinfer.runner.resolve import resolve_quantization
 from tests.models.test_moe import MIXTRAL, QWEN3, write_moe
 from tests.tiny_models import (
     all_logits,
@@ -371,6 +372,13 @@ def test_a_folder_in_groups_of_another_size(tmp_path):
         assert torch.equal(logits(out, **again), expected)
     with pytest.raises(ConfigError, match=r"already \(int4 in groups of 32, head int8"):
         build(out, **{**settings, "quantization_group": 64})
+
+
+def test_a_folder_whose_head_has_other_groups_than_are_usual_now():
+    stored = Recipe(Format(4, 32), INT8)
+    for flags in ({}, {"quantization_group": 32}):
+        config = ModelConfig("m", quantization="int4", **flags)
+        assert resolve_quantization(config, stored) == stored
 
 
 @pytest.mark.parametrize(

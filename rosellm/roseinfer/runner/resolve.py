@@ -91,9 +91,8 @@ def resolve_quantization(config: ModelConfig, stored: Recipe | None) -> Recipe:
     asked = Recipe(_grouped(FORMATS.get(layers), group), head_form)
     if stored is None:
         return asked
-    if group is None and (asked == Recipe() or asked.labels == stored.labels):
-        return stored
-    if asked != stored:
+    alike = asked == Recipe() or asked.labels == stored.labels
+    if not alike or (group is not None and asked.layers != stored.layers):
         raise ConfigError(
             f"--quantization {layers}: the model is quantised already ({_recipe(stored)}); "
             "leave the flags for that out, or name the model it was made from"
