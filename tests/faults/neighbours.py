@@ -6,6 +6,7 @@ happens, and their token ids must be those of a run in which nothing happened.
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Iterator
@@ -31,12 +32,17 @@ KINDS: dict[str, dict[str, Any]] = {
 def undisturbed(server: Server, *, tokens: int = 24, again: bool = True) -> Iterator[None]:
     """Around a fault: who is served beside it gets the same tokens, and it leaves nothing behind.
 
+    What other tests have left is kept out of garbage collections: one of all of it takes a second, for
+    which these clients too stand still, and a server of short patience hangs up on one that has
+    connected and not asked yet.
+
     Args:
         tokens: of a neighbour's answer.
         again: whether the neighbours ask anew as long as the fault lasts.
     """
     expected = {kind: alone(server.url, kind, tokens) for kind in KINDS}
     clients = [_Neighbour(server.url, kind, tokens, again) for kind in KINDS]
+    gc.freeze()
     for client in clients:
         client.start()
     try:
@@ -48,6 +54,7 @@ def undisturbed(server: Server, *, tokens: int = 24, again: bool = True) -> Iter
             client.enough.set()
         for client in clients:
             client.join(120)
+        gc.unfreeze()
     for client in clients:
         assert client.error is None, f"{client.kind}: {client.error!r}"
         assert client.answers, f"{client.kind}: no answer"
