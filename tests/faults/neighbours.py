@@ -32,9 +32,9 @@ KINDS: dict[str, dict[str, Any]] = {
 def undisturbed(server: Server, *, tokens: int = 24, again: bool = True) -> Iterator[None]:
     """Around a fault: who is served beside it gets the same tokens, and it leaves nothing behind.
 
-    What other tests have left is kept out of garbage collections: one of all of it takes a second, for
-    which these clients too stand still, and a server of short patience hangs up on one that has
-    connected and not asked yet.
+    What other tests have left is kept out of garbage collections: one of all of it takes a second,
+    for which these clients too stand still, and a server of short patience hangs up on one that
+    has connected and not asked yet.
 
     Args:
         tokens: of a neighbour's answer.
