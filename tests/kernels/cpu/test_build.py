@@ -47,7 +47,7 @@ def test_the_library_is_up_to_date_until_a_source_changes(tmp_path):
 
 @pytest.mark.parametrize(
     ("machine", "levels"),
-    [("x86_64", ["portable", "avx2", "avx512"]), ("arm64", ["portable"])],
+    [("x86_64", ["portable", "avx2", "avx512", "amx"]), ("arm64", ["portable"])],
 )
 def test_every_level_of_the_machine_is_compiled_and_the_lowest_linked_first(
     log, tmp_path, monkeypatch, machine, levels

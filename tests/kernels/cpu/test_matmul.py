@@ -9,34 +9,21 @@ import torch
 from torch import Tensor
 
 from rosellm.roseinfer.kernels import reference
+from rosellm.roseinfer.kernels.cpu.build import LEVELS
 from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
+from tests.kernels.products import FORMATS, packed, random
 
-FORMATS: list[tuple[Format, int]] = [
-    ("fp32", 0), ("fp16", 0), ("bf16", 0),
-    ("int8", 32), ("int8", 128), ("int8", 256), ("int4", 128), ("int4", 32),
-]  # fmt: skip
-SIZES = [(1, 1), (3, 5), (17, 33), (31, 64), (70, 161), (130, 300), (33, 777)]
+SIZES = [(1, 1), (3, 5), (17, 33), (31, 64), (70, 161), (130, 300), (33, 777), (50, 256)]
 ROWS = [1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 31, 64]
 PLAIN = [torch.float32, torch.float16, torch.bfloat16]
 
 formats = pytest.mark.parametrize(("format", "group"), FORMATS, ids=lambda each: str(each))
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, generator=generator)
-
-
 def integers(low: int, high: int, *shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randint(low, high + 1, shape, generator=generator)
-
-
-def packed(library: Library, n: int, k: int, format: Format, group: int, **more: bool) -> Matrix:
-    """A random weight with a bias."""
-    shape = Shape(format, n, k, group, **more)
-    return Matrix.of(library, shape, random(n, k), random(n, seed=1))
 
 
 def every_row(matrix: Matrix) -> Tensor:
@@ -58,7 +45,7 @@ def wanted(matrix: Matrix, x: Tensor, level: str) -> Tensor:
     shape = matrix.shape
     if shape.format in ("int8", "int4"):
         seen = quantised(x, shape.group)
-    elif shape.format == "bf16" and level == "avx512":
+    elif shape.format == "bf16" and level in ("avx512", "amx"):
         seen = x.bfloat16().double()
     else:
         seen = x.double()
@@ -87,12 +74,13 @@ def test_product(
 
 
 @formats
+@pytest.mark.parametrize("k", [161, 192])
 def test_any_number_of_rows_up_to_300(
-    library: Library, level: str, format: Format, group: int
+    library: Library, level: str, k: int, format: Format, group: int
 ) -> None:
     """Right, and each row with the same bits whatever their number."""
-    matrix = packed(library, 37, 161, format, group)
-    x = random(300, 161, seed=2)
+    matrix = packed(library, 37, k, format, group)
+    x = random(300, k, seed=2)
     whole = matrix.linear(x)
     assert_near(whole, wanted(matrix, x, level))
     for count in range(1, 300):
@@ -136,7 +124,7 @@ def test_every_level_packs_the_same_bytes(library: Library) -> None:
     before = library.level
     for format, group in FORMATS:
         kept = []
-        for name in ("portable", "avx2", "avx512"):
+        for name in LEVELS:
             if library.set_level(name):
                 kept.append(packed(library, 50, 333, format, group).data)
         library.set_level(before)

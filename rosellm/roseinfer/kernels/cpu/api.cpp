@@ -1,6 +1,14 @@
 // The C ABI: what Python calls. Nothing here computes.
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 #include "matmul.h"
 #include "pool.h"
@@ -19,6 +27,22 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
+
+// Also whether the system lets this process use it: a thread's state is 8 KB larger then.
+bool has_amx() {
+    constexpr unsigned BF16 = 1u << 22, TILES = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILES | INT8;
+    unsigned a, b, c, features = 0;
+    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &features)) return false;
+    if ((features & ALL) != ALL) return false;
+#if defined(__linux__)
+    constexpr int ASK = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+const Kernels amx_kernels = with_amx(avx512_kernels);
 #endif
 
 // The best level that this processor has, or the one of that name; null if it has none such.
@@ -27,6 +51,7 @@ const Kernels* find_level(const char* name) {
         return name == nullptr || std::strcmp(level.level, name) == 0;
     };
 #if defined(__x86_64__)
+    if (fits(amx_kernels) && has_amx()) return &amx_kernels;
     if (fits(avx512_kernels) && has_avx512()) return &avx512_kernels;
     if (fits(avx2_kernels) && has_avx2()) return &avx2_kernels;
 #endif

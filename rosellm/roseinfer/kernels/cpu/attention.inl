@@ -467,7 +467,7 @@ void compute(const Call& call, Plan& plan) {
         parallel_for(count, unit);
 }
 
-#if defined(ROSE_AVX512)
+#if defined(ROSE_PAIRS)
 using HalfWords = Bf16Words;
 #else
 using HalfWords = Fp32Words;

@@ -27,13 +27,15 @@ COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=of
           "-Wall", "-Wextra", "-Werror=return-type")  # fmt: skip
 ONCE = ("api.cpp", "pool.cpp", "program.cpp")
 INTERFACE = ("api.cpp", "kernels.h", "program.h")
+_AVX512 = ("-DROSE_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
+           "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c")  # fmt: skip
 # From the lowest to the highest, see _link.
 LEVELS = {
     "portable": (),
     "avx2": ("-DROSE_AVX2", "-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-DROSE_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
-               "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c"),
-}  # fmt: skip
+    "avx512": _AVX512,
+    "amx": (*_AVX512, "-DROSE_AMX", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+}
 
 
 def compiler() -> list[str] | None:

@@ -12,8 +12,8 @@
 namespace rose {
 namespace {
 
-// With AVX-512 bf16 pairs are multiplied as they are: another chain.
-#if defined(ROSE_AVX512)
+// Where bf16 pairs are multiplied as they are, that is another chain.
+#if defined(ROSE_PAIRS)
 constexpr int64_t FEW_ROWS = 0;
 #else
 constexpr int64_t FEW_ROWS = 4;

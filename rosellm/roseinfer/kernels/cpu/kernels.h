@@ -174,6 +174,9 @@ struct Kernels {
 
 extern const Kernels avx512_kernels, avx2_kernels, portable_kernels;
 
+// The level above AVX-512, of whose table products and attention are replaced.
+Kernels with_amx(Kernels table);
+
 // The level in use.
 const Kernels& kernels();
 

@@ -1,6 +1,24 @@
 // One dispatch level: compiled once for each, with that level's instructions allowed.
 #include "kernels.h"
 
+#if defined(ROSE_AMX)  // has products and attention of its own; all else is AVX-512's
+#include "attention.inl"
+#include "matmul.inl"
+
+namespace rose {
+
+Kernels with_amx(Kernels table) {
+    table.level = "amx";
+    table.linear = matmul::linear;
+    table.slots = slots;
+    table.attention = attention;
+    return table;
+}
+
+}  // namespace rose
+
+#else
+
 #if defined(ROSE_AVX512)
 #define ROSE_KERNELS avx512_kernels
 #define ROSE_LEVEL avx512
@@ -49,3 +67,5 @@ constexpr Kernels all_kernels() {
 const Kernels ROSE_KERNELS = all_kernels();
 
 }  // namespace rose
+
+#endif

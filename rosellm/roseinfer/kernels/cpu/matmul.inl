@@ -6,9 +6,14 @@
 // rows and a panel (tiles.inl) are finished while they are in the first-level cache.
 #pragma once
 
+#include <optional>
+
 #include "matmul.h"
 #include "pool.h"
 #include "tiles.inl"
+#if defined(ROSE_AMX)
+#include "amx.inl"
+#endif
 
 namespace rose {
 namespace {
@@ -39,6 +44,20 @@ struct Pairs {
     template <int R, int C>
     static constexpr Loop loop = pair_tiles<R, C>;
 };
+#if defined(ROSE_AMX)
+struct OrderedPairs {
+    template <int R, int C>
+    static constexpr Loop loop = ordered_pairs<R, C>;
+};
+struct AmxPairs {
+    template <int R, int C>
+    static constexpr Loop loop = amx_pairs<R, C>;
+};
+struct AmxPoints {
+    template <int R, int C>
+    static constexpr Loop loop = amx_points<R, C>;
+};
+#endif
 #elif defined(ROSE_AVX2)
 struct CodesAlone {
     template <int R, int C>
@@ -54,10 +73,11 @@ constexpr Loops loops() {
     return all;
 }
 
-// The loops of a kind, by ascending rows.
+// The loops of a kind, by ascending rows, and the form in which they take these.
 struct Family {
     const Loops* all;
     int count;
+    Form form;
 
     int64_t most_rows() const { return all[count - 1].rows; }
 
@@ -70,8 +90,8 @@ struct Family {
 };
 
 template <int COUNT>
-constexpr Family family(const Loops (&all)[COUNT]) {
-    return {all, COUNT};
+constexpr Family family(const Loops (&all)[COUNT], Form form) {
+    return {all, COUNT, form};
 }
 
 #if defined(ROSE_AVX512)
@@ -109,26 +129,64 @@ constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], loops<Kind, 4, 1>()};
 // The loops that read a format as it lies: those of a folded one are for few rows.
 inline Family family_of(const Matrix& w) {
     switch (w.format) {
-        case FP32: return family(MANY<Floats<float>>);
-        case FP16: return family(FEW<Floats<fp16>>);
+        case FP32: return family(MANY<Floats<float>>, Form::FLOATS);
+        case FP16: return family(FEW<Floats<fp16>>, Form::FLOATS);
 #if defined(ROSE_AVX512)
-        case BF16: return family(MANY<Pairs>);
+        case BF16: return family(MANY<Pairs>, Form::PAIRS);
 #else
-        case BF16: return family(FEW<Floats<bf16>>);
+        case BF16: return family(FEW<Floats<bf16>>, Form::FLOATS);
 #endif
-        case INT8: return family(MANY<Points<POINTS>>);
+        case INT8: return family(MANY<Points<POINTS>>, Form::POINTS);
 #if defined(ROSE_AVX2)
-        default: return family(MANY<CodesAlone>);
+        default: return family(MANY<CodesAlone>, Form::CODES);
 #else
-        default: return family(FEW<Points<UNFOLDING>>);
+        default: return family(FEW<Points<UNFOLDING>>, Form::POINTS);
 #endif
     }
 }
 
-// Those that read it unfolded, if it is a folded one.
+// Those that read a folded one unfolded.
 inline Family unfolded_family_of(const Matrix& w) {
-    if (!folded(w)) return family_of(w);
-    return w.format == INT4 ? family(MANY<Points<POINTS>>) : family(MANY<Floats<float>>);
+    return w.format == INT4 ? family(MANY<Points<POINTS>>, Form::POINTS)
+                            : family(MANY<Floats<float>>, Form::FLOATS);
+}
+
+#if defined(ROSE_AVX2)
+constexpr int64_t FOLDED_TILES = 2;  // of rows, for which it is not worth while to unfold
+#else
+constexpr int64_t FOLDED_TILES = 1;
+#endif
+
+struct Choice {
+    Family family;
+    bool unfold;
+};
+
+#if defined(ROSE_AMX)
+constexpr Loops ORDERED_PAIRS[] = {loops<OrderedPairs, 1, 4>(), loops<OrderedPairs, 2, 2>(),
+                                   loops<OrderedPairs, 4, 2>()};
+template <class Kind>
+constexpr Loops AMX[] = {loops<Kind, 16, 2>(), loops<Kind, 32, 2>()};
+
+inline Choice amx_choice(const Matrix& w, int64_t rows) {
+    if (w.format == BF16) {
+        const Family few = family(ORDERED_PAIRS, Form::ROUNDED);
+        return {rows <= few.most_rows() ? few : family(AMX<AmxPairs>, Form::AMX_PAIRS), false};
+    }
+    const Family few = family_of(w);
+    if (rows <= few.most_rows()) return {few, false};
+    return {family(AMX<AmxPoints>, Form::AMX_POINTS), folded(w)};
+}
+#endif
+
+// What so many rows are multiplied with.
+inline Choice choice_for(const Matrix& w, int64_t rows) {
+#if defined(ROSE_AMX)
+    if (amx_takes(w)) return amx_choice(w, rows);
+#endif
+    const Family few = family_of(w);
+    if (!folded(w) || rows <= FOLDED_TILES * few.most_rows()) return {few, false};
+    return {unfolded_family_of(w), true};
 }
 
 // -- Finishing ---------------------------------------------------------------------------------
@@ -191,26 +249,21 @@ inline void finish_gated(const Target& to, int64_t column, int64_t row, int64_t 
 
 // -- Blocks, panels and units ------------------------------------------------------------------
 
-constexpr int64_t BLOCK_ROWS = 504;         // a multiple of every level's largest tile
+constexpr int64_t BLOCK_ROWS = 516;         // a prompt's usual 512 in whole tiles of any size
 constexpr int64_t BLOCK_BYTES = 4 << 20;    // of prepared rows, but for the first tiles
 constexpr int64_t FEW_ROWS = 4;             // for which panels are wide
-#if defined(ROSE_AVX2)
-constexpr int64_t FOLDED_TILES = 2;         // of rows, for which it is not worth while to unfold
-#else
-constexpr int64_t FOLDED_TILES = 1;
-#endif
 constexpr int64_t MOST_WIDTH = 4;           // tiles of a panel
 constexpr int64_t UNIT_BYTES = 256 << 10;   // of weights, at least, where there are few rows
 
 // What all units of a block of rows share.
 struct Block {
     Target target;
-    Family family;
-    bool unfold;
+    Choice choice;
     const char* prepared;
-    int64_t row, rows;           // in y
+    int64_t row_bytes;             // of a prepared row
+    int64_t row, rows;             // in y
     int64_t tile_rows, last_rows;  // of a tile of rows, and of the last one
-    int64_t width;               // tiles of a panel
+    int64_t width;                 // tiles of a panel
 
     int64_t row_tiles() const { return ceil_div(rows, tile_rows); }
     int64_t panels() const { return ceil_div(tiles_of(target.w), width); }
@@ -227,16 +280,25 @@ inline void panel_sums(const Loops& loops, const Panel& panel, int64_t tiles, co
     }
 }
 
+// Asks for what will be written, while sums are made: with many columns each row is in another page.
+inline void ask_for(const Target& to, int64_t column, int64_t columns, int64_t row, int64_t rows) {
+    for (int64_t r = row; r < row + rows; r++)
+        for (int64_t at = column; at < column + columns; at += LINE / int64_t(sizeof(float)))
+            __builtin_prefetch(to.y + r * to.stride + at, 1);
+}
+
 inline void multiply_panel(const Block& block, const Panel& panel, int64_t first, int64_t tiles,
                            int64_t row_tile) {
     const Target& to = block.target;
     const int64_t begin = row_tile * block.tile_rows;
     const int64_t there = smaller(block.tile_rows, block.rows - begin);
     const bool last = row_tile + 1 == block.row_tiles();
-    const Loops& loops = block.family.holding(last ? block.last_rows : block.tile_rows);
+    const Loops& loops = block.choice.family.holding(last ? block.last_rows : block.tile_rows);
     alignas(64) float sums[MOST_WIDTH * MOST_ROWS * TILE];
-    panel_sums(loops, panel, tiles, block.prepared + begin * prepared_bytes(to.w), sums);
     const int64_t apart = loops.rows * TILE, row = block.row + begin;
+    const int64_t outputs_a_column = to.w.gated ? 2 : 1;
+    ask_for(to, first * TILE / outputs_a_column, tiles * TILE / outputs_a_column, row, there);
+    panel_sums(loops, panel, tiles, block.prepared + begin * block.row_bytes, sums);
     if (to.w.gated) {
         for (int64_t c = 0; c < tiles; c += 2)
             finish_gated(to, (first + c) / 2 * TILE, row, there, sums + c * apart,
@@ -254,7 +316,12 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t row_t
     const int64_t first = panel_index * block.width;
     const int64_t tiles = smaller(block.width, tiles_of(w) - first);
     Panel panel{w, tile_at(w, first), bytes_of_tile(w), nullptr};
-    if (block.unfold) panel.unfold(tiles, kept);
+    if (block.choice.unfold) panel.unfold(tiles, kept);
+#if defined(ROSE_AMX)
+    const Form form = block.choice.family.form;
+    std::optional<AmxShapes> shapes;
+    if (form == Form::AMX_POINTS || form == Form::AMX_PAIRS) shapes.emplace(w);
+#endif
     for (int64_t i = 0; i < row_tiles; i++)
         multiply_panel(block, panel, first, tiles, row_tile + i);
 }
@@ -284,23 +351,19 @@ inline void multiply_many(const Block& block) {
     });
 }
 
-inline int64_t rows_of_block(const Matrix& w, int64_t tile_rows) {
-    const int64_t rows = BLOCK_BYTES / prepared_bytes(w) / tile_rows * tile_rows;
-    return smaller(BLOCK_ROWS, larger(rows, 4 * tile_rows));
-}
-
 // Rows [first, first + count) of x.
 inline void multiply_block(const Rows& x, const Target& target, int64_t first, int64_t count,
                            Workspace& kept) {
     const Matrix& w = target.w;
-    const bool unfold = folded(w) && count > FOLDED_TILES * family_of(w).most_rows();
-    const Family family = unfold ? unfolded_family_of(w) : family_of(w);
+    const Choice choice = choice_for(w, count);
+    const Family& family = choice.family;
     const int64_t tile_rows = smaller(count, family.most_rows());
     const int64_t over = count - (ceil_div(count, tile_rows) - 1) * tile_rows;
     const int64_t last_rows = family.holding(over).rows;
-    char* prepared = kept.room<char>((count + last_rows) * prepared_bytes(w));
-    prepare(w, x, first, count, tile_rows, last_rows, prepared);
-    const Block block{target, family, unfold, prepared, first, count, tile_rows, last_rows,
+    const int64_t row_bytes = prepared_bytes(w, family.form);
+    char* prepared = kept.room<char>((count + last_rows) * row_bytes);
+    prepare(w, family.form, x, first, count, tile_rows, last_rows, prepared);
+    const Block block{target, choice, prepared, row_bytes, first, count, tile_rows, last_rows,
                       count <= FEW_ROWS ? MOST_WIDTH : 2};
     if (count <= tile_rows)
         multiply_few(block);
@@ -309,9 +372,10 @@ inline void multiply_block(const Rows& x, const Target& target, int64_t first, i
 }
 
 inline int64_t rows_of_block(const Matrix& w) {
-    const int64_t most = unfolded_family_of(w).most_rows();
-    const int64_t rows = BLOCK_BYTES / prepared_bytes(w) / most * most;
-    return smaller(BLOCK_ROWS, larger(rows, 4 * most));
+    const Family family = choice_for(w, BLOCK_ROWS).family;
+    const int64_t most = family.most_rows();
+    const int64_t rows = BLOCK_BYTES / prepared_bytes(w, family.form) / most * most;
+    return smaller(BLOCK_ROWS / most * most, larger(rows, 4 * most));
 }
 
 void linear(const Rows& x, const Matrix& w, Finish finish, float* y, int64_t y_stride) {

@@ -3,10 +3,14 @@
 // Rows are taken in tiles of `tile_rows`, the last one with fewer. In a tile the numbers of its
 // rows for one step over the inputs stand side by side:
 //
-//   floats  float [k][rows]
-//   pairs   bf16 [k / 2][rows][2]
-//   points  scales float [groups][rows], corrections int32 [groups][rows], codes [k / 4][rows][4]
-//   codes   scales and corrections, sums of parts int32 [parts][rows], codes [k / 4][rows][4]
+//   floats      float [k][rows]
+//   rounded     the same, rounded to bf16
+//   pairs       bf16 [k / 2][rows][2]
+//   points      scales float [groups][rows], corrections int32 [groups][rows],
+//               codes [k / 4][rows][4]
+//   codes       scales and corrections, sums of parts int32 [parts][rows], codes [k / 4][rows][4]
+//   amx pairs   bf16 [k / 32][rows][32]
+//   amx points  scales and corrections, codes [k / step][rows][step]
 //
 // A group's correction is -128 times the sum of its codes: weights are kept with 128 added.
 #pragma once
@@ -36,12 +40,22 @@ using Code = int8_t;
 #endif
 ROSE_INLINE void put(int8_t* to, I codes) { store(to, codes); }
 
+enum class Form { FLOATS, ROUNDED, PAIRS, POINTS, CODES, AMX_PAIRS, AMX_POINTS };
+
+// The inputs of a row that AMX takes at once: 64 bytes of int8, or a whole smaller group.
+inline int64_t amx_step(const Matrix& w) { return smaller(w.group, LINE); }
+
 // Bytes that a prepared row takes.
-inline int64_t prepared_bytes(const Matrix& w) {
-    const int64_t k = padded_k(w);
-    if (in_codes(w)) return groups_of(w) * 8 + k / PART * 4 + k;
-    if (quantised(w)) return groups_of(w) * 8 + k * int64_t(sizeof(Code));
-    return in_pairs(w) ? k * 2 : k * 4;
+inline int64_t prepared_bytes(const Matrix& w, Form form) {
+    const int64_t k = padded_k(w), scales = quantised(w) ? groups_of(w) * 8 : 0;
+    switch (form) {
+        case Form::POINTS: return scales + k * int64_t(sizeof(Code));
+        case Form::CODES: return scales + k / PART * 4 + k;
+        case Form::AMX_POINTS: return scales + k;
+        case Form::PAIRS:
+        case Form::AMX_PAIRS: return k * 2;
+        default: return k * 4;
+    }
 }
 
 // -- One row's group in int8 -------------------------------------------------------------------
@@ -123,12 +137,9 @@ void codes_of(const Row& row, int64_t first, int64_t count, float& scale,
 }
 
 // What a kernel reads at once for a row.
-struct Pair {
-    bf16 of[2];
-};
-template <class Code>
-struct Four {
-    Code of[4];
+template <class T, int COUNT>
+struct Cell {
+    T of[COUNT];
 };
 
 #if defined(__SSE2__)
@@ -163,22 +174,33 @@ void interleave(const Cell* from, int64_t rows, int64_t steps, Cell* to) {
 }
 
 // Rows are made one after another, then interleaved; a row alone lies right at once.
-inline void prepare_floats(const Slice& slice, char* tile, Workspace& kept) {
+inline void round_to_bf16(float* x, int64_t count) {
+    bf16 lanes[LANES];
+    for (int64_t i = 0; i < count; i += LANES) {
+        store(lanes, load(x + i));
+        store(x + i, load(lanes));
+    }
+}
+
+inline void prepare_floats(const Slice& slice, bool round, char* tile, Workspace& kept) {
     const int64_t rows = slice.count, width = slice.width();
     float* to = reinterpret_cast<float*>(tile) + slice.first * rows;
     float* flat = rows == 1 ? to : kept.room<float>(rows * width);
     for (int64_t row = 0; row < rows; row++)
         floats_of(slice.rows[row], slice.first, width, flat + row * width);
+    if (round) round_to_bf16(flat, rows * width);  // whole vectors
     if (rows > 1) interleave(flat, rows, width, to);
 }
 
-inline void prepare_pairs(const Slice& slice, char* tile, Workspace& kept) {
+template <int TOGETHER>  // inputs of a row that stand side by side
+void prepare_pairs(const Slice& slice, char* tile, Workspace& kept) {
+    using Pairs = Cell<bf16, TOGETHER>;
     const int64_t rows = slice.count, width = slice.width();
-    Pair* to = reinterpret_cast<Pair*>(tile) + slice.first / 2 * rows;
-    Pair* flat = rows == 1 ? to : kept.room<Pair>(rows * width / 2);
+    Pairs* to = reinterpret_cast<Pairs*>(tile) + slice.first / TOGETHER * rows;
+    Pairs* flat = rows == 1 ? to : kept.room<Pairs>(rows * width / TOGETHER);
     for (int64_t row = 0; row < rows; row++)
-        pairs_of(slice.rows[row], slice.first, width, flat[row * width / 2].of);
-    if (rows > 1) interleave(flat, rows, width / 2, to);
+        pairs_of(slice.rows[row], slice.first, width, flat[row * width / TOGETHER].of);
+    if (rows > 1) interleave(flat, rows, width / TOGETHER, to);
 }
 
 // Sums of the parts of a slice's rows, each of which has its codes in one piece.
@@ -192,40 +214,52 @@ inline void add_up_parts(const Slice& slice, const int8_t* flat, int32_t* sums) 
         }
 }
 
-template <class Code>
-void prepare_codes(const Matrix& w, const Slice& slice, char* tile, Workspace& kept) {
+template <class Code, int TOGETHER>
+void prepare_codes(const Matrix& w, const Slice& slice, bool add_up, char* tile, Workspace& kept) {
+    using Codes = Cell<Code, TOGETHER>;
     const int64_t rows = slice.count, width = slice.width(), groups = groups_of(w);
     auto* scales = reinterpret_cast<float*>(tile);
     auto* corrections = reinterpret_cast<int32_t*>(scales + groups * rows);
     auto* parts = corrections + groups * rows;
-    auto* all = reinterpret_cast<Four<Code>*>(parts + (in_codes(w) ? padded_k(w) / PART * rows : 0));
-    auto* to = all + slice.first / 4 * rows;
-    auto* flat = rows == 1 ? to : kept.room<Four<Code>>(rows * width / 4);
+    auto* all = reinterpret_cast<Codes*>(parts + (add_up ? padded_k(w) / PART * rows : 0));
+    auto* to = all + slice.first / TOGETHER * rows;
+    auto* flat = rows == 1 ? to : kept.room<Codes>(rows * width / TOGETHER);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t first = slice.first; first < slice.last; first += w.group) {
             const int64_t at = first / w.group * rows + row;
             codes_of(slice.rows[row], first, smaller(w.group, slice.last - first), scales[at],
-                     corrections[at], flat[(row * width + first - slice.first) / 4].of);
+                     corrections[at], flat[(row * width + first - slice.first) / TOGETHER].of);
         }
     if constexpr (sizeof(Code) == 1)
-        if (in_codes(w)) add_up_parts(slice, flat->of, parts);
-    if (rows > 1) interleave(flat, rows, width / 4, to);
+        if (add_up) add_up_parts(slice, flat->of, parts);
+    if (rows > 1) interleave(flat, rows, width / TOGETHER, to);
 }
 
-inline void prepare_slice(const Matrix& w, const Slice& slice, char* tile) {
+inline void prepare_slice(const Matrix& w, Form form, const Slice& slice, char* tile) {
     thread_local Workspace kept;
-    if (in_codes(w)) return prepare_codes<int8_t>(w, slice, tile, kept);
-    if (quantised(w)) return prepare_codes<Code>(w, slice, tile, kept);
-    if (in_pairs(w)) return prepare_pairs(slice, tile, kept);
-    prepare_floats(slice, tile, kept);
+    switch (form) {
+        case Form::FLOATS: return prepare_floats(slice, false, tile, kept);
+        case Form::ROUNDED: return prepare_floats(slice, true, tile, kept);
+        case Form::PAIRS: return prepare_pairs<2>(slice, tile, kept);
+        case Form::POINTS: return prepare_codes<Code, 4>(w, slice, false, tile, kept);
+        case Form::CODES: return prepare_codes<int8_t, 4>(w, slice, true, tile, kept);
+        case Form::AMX_PAIRS: return prepare_pairs<32>(slice, tile, kept);
+        case Form::AMX_POINTS:
+            if (amx_step(w) == 32) return prepare_codes<int8_t, 32>(w, slice, false, tile, kept);
+            return prepare_codes<int8_t, 64>(w, slice, false, tile, kept);
+    }
 }
 
-constexpr int MOST_ROWS = 12;        // of a tile, at any level
+#if defined(ROSE_AMX)
+constexpr int MOST_ROWS = 32;        // of a tile
+#else
+constexpr int MOST_ROWS = 12;
+#endif
 constexpr int64_t SLICE = 512;       // inputs that are prepared at a time: some whole groups
 constexpr int64_t WORTH_SHARING = 8192;  // numbers; less is done before a thread has woken
 
 // Rows [first, first + count) of x in tiles of `tile_rows`, the last one of `last_rows`.
-inline void prepare(const Matrix& w, const Rows& x, int64_t first, int64_t count,
+inline void prepare(const Matrix& w, Form form, const Rows& x, int64_t first, int64_t count,
                     int64_t tile_rows, int64_t last_rows, char* to) {
     const int64_t tiles = ceil_div(count, tile_rows), slices = ceil_div(padded_k(w), SLICE);
     const auto one = [&](int64_t unit, int) {
@@ -237,7 +271,7 @@ inline void prepare(const Matrix& w, const Rows& x, int64_t first, int64_t count
             taken[i] = {x.data + (x.index ? x.index[row] : row) * x.stride, w.k};
         }
         const Slice slice{taken, rows, begin, smaller(begin + SLICE, padded_k(w))};
-        prepare_slice(w, slice, to + tile * tile_rows * prepared_bytes(w));
+        prepare_slice(w, form, slice, to + tile * tile_rows * prepared_bytes(w, form));
     };
     if (count * w.k >= WORTH_SHARING) return parallel_for(tiles * slices, one);
     for (int64_t unit = 0; unit < tiles * slices; unit++) one(unit, 0);

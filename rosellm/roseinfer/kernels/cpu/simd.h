@@ -38,6 +38,12 @@
 #endif
 #define ROSE_INLINE inline __attribute__((always_inline))
 
+// Whether attention multiplies bf16 in pairs. Processors with AMX take twice as long for such products
+// as for as many of fp32, which are more exact.
+#if defined(ROSE_AVX512) && !defined(ROSE_AMX)
+#define ROSE_PAIRS
+#endif
+
 namespace rose {
 namespace {
 

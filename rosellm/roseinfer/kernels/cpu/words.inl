@@ -131,7 +131,7 @@ struct Fp32Words {
     }
 };
 
-#if defined(ROSE_AVX512)
+#if defined(ROSE_PAIRS)
 
 struct Bf16Words {
     static constexpr int DEPTH = 2;
