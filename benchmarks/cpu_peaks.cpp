@@ -8,6 +8,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__linux__)
+#define MATRIX_UNIT
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -39,6 +44,33 @@ struct Reading {
     int64_t bytes;  // of a tile
 };
 
+#if defined(MATRIX_UNIT)
+// Four sums of 16 x 16, full tiles; `multiply` is said what to multiply how.
+constexpr int64_t UNIT_ROUNDS = 10000;
+
+template <class Multiply>
+void with_unit(const Multiply& multiply) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shapes = {};
+    shapes.palette = 1;
+    for (int tile = 0; tile < 8; tile++) shapes.row_bytes[tile] = 64, shapes.rows[tile] = 16;
+    asm volatile("ldtilecfg %0" : : "m"(shapes));
+    for (int64_t i = 0; i < UNIT_ROUNDS; i++) multiply();
+    _tile_release();
+}
+
+bool unit_is_there() {
+    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM
+    return allowed;
+}
+#else
+constexpr int64_t UNIT_ROUNDS = 0;
+bool unit_is_there() { return false; }
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -67,9 +99,20 @@ void peak_fp32(void*, int64_t, int) {
 }
 
 #if defined(__AVX512BF16__)
-int64_t peak_bf16_operations() { return ROUNDS * SUMS * 64; }
+int64_t peak_bf16_operations() {
+    return unit_is_there() ? UNIT_ROUNDS * 4 * 16384 : ROUNDS * SUMS * 64;
+}
 
 void peak_bf16(void*, int64_t, int) {
+#if defined(MATRIX_UNIT)
+    if (unit_is_there())
+        return with_unit([] {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        });
+#endif
     __m512 sums[SUMS] = {};
     __m512i one = {}, two = {};
     KEEP_WIDE(one);
@@ -88,9 +131,20 @@ void peak_bf16(void*, int64_t, int) {}
 #endif
 
 #if defined(__AVX512VNNI__)
-int64_t peak_int8_operations() { return ROUNDS * SUMS * 128; }
+int64_t peak_int8_operations() {
+    return unit_is_there() ? UNIT_ROUNDS * 4 * 32768 : ROUNDS * SUMS * 128;
+}
 
 void peak_int8(void*, int64_t, int) {
+#if defined(MATRIX_UNIT)
+    if (unit_is_there())
+        return with_unit([] {
+            _tile_dpbsud(0, 4, 6);
+            _tile_dpbsud(1, 4, 7);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        });
+#endif
     __m512i sums[SUMS] = {}, one = {}, two = {};
     KEEP_WIDE(one);
     KEEP_WIDE(two);
