@@ -129,11 +129,18 @@ def test_less_than_one_thread_is_one(library, threads):
 
 
 def test_idle_workers_take_no_time(library, threads):
+    """Measured of all threads but this one, whose own waking takes time on a busy machine."""
     run(library, 40)
-    time.sleep(0.01)
-    before = time.process_time()
+    time.sleep(0.05)
+
+    def taken() -> int:
+        others = [task for task in Path("/proc/self/task").iterdir() if task.name != str(me)]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in others)
+
+    me = threading.get_native_id()
+    before = taken()
     time.sleep(0.3)
-    assert time.process_time() - before < 0.03
+    assert taken() - before < 0.03e9
 
 
 def test_workers_compute_with_the_callers_treatment_of_denormals(library, threads):
