@@ -16,7 +16,8 @@ from rosellm.roseinfer.kernels.cpu.library import Library, open_library
 
 ROOT = Path(__file__).parents[3]
 COMPILER = """#!/bin/sh
-echo "$@" >> "{log}"
+case "$*" in *$UNKNOWN_FLAG*) echo "unrecognized: $UNKNOWN_FLAG" >&2; exit 1;; esac
+case "$*" in *" /dev/null "*) ;; *) echo "$@" >> "{log}";; esac
 while [ "$1" != -o ]; do shift; done
 echo built > "$2"
 """
@@ -24,12 +25,16 @@ echo built > "$2"
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a compiler in place that works in no time; return the file with its command lines."""
+    """Put a compiler in place that works in no time; return the file with its command lines.
+
+    Those that only ask whether it knows a flag are left out. It knows all but $UNKNOWN_FLAG.
+    """
     log = tmp_path / "log"
     compiler = tmp_path / "a compiler"
     compiler.write_text(COMPILER.format(log=log))
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", f"'{compiler}' -march=this")
+    monkeypatch.setenv("UNKNOWN_FLAG", "no such flag")
     return log
 
 
@@ -46,13 +51,20 @@ def test_the_library_is_up_to_date_until_a_source_changes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("machine", "levels"),
-    [("x86_64", ["portable", "avx2", "avx512", "amx"]), ("arm64", ["portable"])],
+    ("machine", "unknown", "levels"),
+    [
+        ("x86_64", "no such flag", ["portable", "avx2", "avx512", "amx"]),
+        ("x86_64", "-mamx-bf16", ["portable", "avx2", "avx512"]),
+        ("x86_64", "-mavx512bf16", ["portable", "avx2"]),
+        ("x86_64", "-mf16c", ["portable"]),
+        ("arm64", "no such flag", ["portable"]),
+    ],
 )
-def test_every_level_of_the_machine_is_compiled_and_the_lowest_linked_first(
-    log, tmp_path, monkeypatch, machine, levels
+def test_levels_of_the_machine_that_the_compiler_knows_are_compiled_and_the_lowest_linked_first(
+    log, tmp_path, monkeypatch, capsys, machine, unknown, levels
 ):
     monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setenv("UNKNOWN_FLAG", unknown)
     build.build(tmp_path / "new" / "library.so", ("-fextra",))
     assert (tmp_path / "new" / "library.so").read_text() == "built\n"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["library.so"]
@@ -60,7 +72,10 @@ def test_every_level_of_the_machine_is_compiled_and_the_lowest_linked_first(
     assert all(line.startswith("-march=this -") for line in [*compiled, linked])
     assert all(" -fextra " in line for line in [*compiled, linked])
     assert sum("level.cpp" in line for line in compiled) == len(levels)
-    assert ("-mavx512f" in log.read_text()) == ("avx512" in levels)
+    [api] = [line for line in compiled if "api.cpp" in line]
+    for level in build.LEVELS:
+        assert (f" -DROSE_HAS_{level.upper()} " in api) == (level in levels)
+    assert ("which is left out" in capsys.readouterr().err) == (unknown.startswith("-"))
     objects = [Path(word).stem for word in linked.split() if word.endswith(".o")]
     assert objects == [*build.ONCE, *levels]
 
@@ -112,11 +127,16 @@ def build_command(*arguments: str, settings: dict[str, str] | None = None):
 
 
 @pytest.mark.slow
-def test_a_compiler_makes_a_library_that_loads(tmp_path):
+@pytest.mark.parametrize("levels", range(1, len(build.LEVELS) + 1))
+def test_a_compiler_makes_a_library_that_loads(tmp_path, monkeypatch, levels):
+    """With all levels, or those that an old compiler leaves."""
     if build.compiler() is None:
         pytest.skip("no C++ compiler")
+    monkeypatch.setattr(build, "LEVELS", dict([*build.LEVELS.items()][:levels]))
     build.build(tmp_path / "library.so", ("-O0", "-Werror"))
-    assert isinstance(open_library(tmp_path / "library.so"), Library)
+    library = open_library(tmp_path / "library.so")
+    assert isinstance(library, Library)
+    assert library.set_level("avx512") in (False, levels >= 3)
 
 
 # -- the package -----------------------------------------------------------------------------

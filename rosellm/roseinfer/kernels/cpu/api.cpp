@@ -1,12 +1,12 @@
 // The C ABI: what Python calls. Nothing here computes.
 #include <cstring>
 
-#if defined(__x86_64__)
+#if defined(ROSE_HAS_AMX)
 #include <cpuid.h>
-#endif
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 #include "kernels.h"
@@ -17,17 +17,22 @@
 namespace rose {
 namespace {
 
-#if defined(__x86_64__)
+// ROSE_HAS_…: the levels that were compiled; see build.py.
+#if defined(ROSE_HAS_AVX2)
 bool has_avx2() {  // and F16C, which is older
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
+#endif
 
+#if defined(ROSE_HAS_AVX512)
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
+#endif
 
+#if defined(ROSE_HAS_AMX)
 // Also whether the system lets this process use it: a thread's state is 8 KB larger then.
 bool has_amx() {
     constexpr unsigned BF16 = 1u << 22, TILES = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILES | INT8;
@@ -50,9 +55,13 @@ const Kernels* find_level(const char* name) {
     auto fits = [name](const Kernels& level) {
         return name == nullptr || std::strcmp(level.level, name) == 0;
     };
-#if defined(__x86_64__)
+#if defined(ROSE_HAS_AMX)
     if (fits(amx_kernels) && has_amx()) return &amx_kernels;
+#endif
+#if defined(ROSE_HAS_AVX512)
     if (fits(avx512_kernels) && has_avx512()) return &avx512_kernels;
+#endif
+#if defined(ROSE_HAS_AVX2)
     if (fits(avx2_kernels) && has_avx2()) return &avx2_kernels;
 #endif
     return fits(portable_kernels) ? &portable_kernels : nullptr;

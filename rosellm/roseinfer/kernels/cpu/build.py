@@ -29,8 +29,8 @@ ONCE = ("api.cpp", "pool.cpp", "program.cpp")
 INTERFACE = ("api.cpp", "kernels.h", "program.h")
 _AVX512 = ("-DROSE_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
            "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c")  # fmt: skip
-# From the lowest to the highest, see _link.
-LEVELS = {
+# From the lowest to the highest, see _link. Each includes what those before it have.
+LEVELS: dict[str, tuple[str, ...]] = {
     "portable": (),
     "avx2": ("-DROSE_AVX2", "-mavx2", "-mfma", "-mf16c"),
     "avx512": _AVX512,
@@ -90,8 +90,10 @@ def build(out: Path = LIBRARY, flags: tuple[str, ...] = ()) -> None:
 
 
 def _compile(command: list[str], scratch: Path) -> list[Path]:
-    jobs: list[tuple[str, str, tuple[str, ...]]] = [(name, name, ()) for name in ONCE]
-    jobs += [(level, "level.cpp", flags) for level, flags in LEVELS.items() if _has(level)]
+    levels = _levels(command, scratch)
+    there = tuple(f"-DROSE_HAS_{level.upper()}" for level in levels)
+    jobs: list[tuple[str, str, tuple[str, ...]]] = [(name, name, there) for name in ONCE]
+    jobs += [(level, "level.cpp", LEVELS[level]) for level in levels]
 
     def compile_one(job: tuple[str, str, tuple[str, ...]]) -> Path:
         name, source, flags = job
@@ -103,13 +105,27 @@ def _compile(command: list[str], scratch: Path) -> list[Path]:
         return list(pool.map(compile_one, jobs))
 
 
-def _has(level: str) -> bool:
-    """Whether this kind of processor has the level.
+def _levels(command: list[str], scratch: Path) -> list[str]:
+    """The levels that this kind of processor has and the compiler knows: those up to the first no.
 
     x86 alone has some to choose from: what is beyond the portable one elsewhere, as NEON is,
     belongs to every processor of that kind.
     """
-    return level == "portable" or platform.machine().lower() in ("x86_64", "amd64")
+    nothing = ("-c", "-x", "c++", os.devnull, "-o", str(scratch / "nothing.o"))
+    _run([*command, *nothing])
+    levels = ["portable"]
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return levels
+    for level in list(LEVELS)[1:]:
+        try:
+            _run([*command, *LEVELS[level], *nothing])
+        except RuntimeError:
+            print(
+                f"{command[0]} does not know the level {level}, which is left out", file=sys.stderr
+            )
+            break
+        levels.append(level)
+    return levels
 
 
 def _link(command: list[str], objects: list[Path], out: Path) -> None:

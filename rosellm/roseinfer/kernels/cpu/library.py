@@ -175,7 +175,10 @@ def _set_level(library: Library) -> None:
     if name is not None and name not in LEVELS:
         raise ConfigError(f"{LEVEL_VARIABLE}: no level is called {name!r}: {', '.join(LEVELS)}")
     if not library.set_level(name):
-        raise ConfigError(f"{LEVEL_VARIABLE}: this processor has no {name}; it has {library.level}")
+        raise ConfigError(
+            f"{LEVEL_VARIABLE}: this processor has no {name}, or the compiler of the kernels does"
+            f" not know it; there is {library.level}"
+        )
 
 
 def _chosen_threads() -> int:
