@@ -68,7 +68,7 @@ def test_equals_dense_attention(sequences, level, heads: Heads):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_half_precision_cache_is_read_exactly(sequences, level, dtype, heads: Heads):
     made = sequences(heads, 16, dtype, None)
-    multiplied = level == "avx512" and dtype == torch.bfloat16  # by bf16, not by fp32
+    multiplied = level in ("avx512", "amx") and dtype == torch.bfloat16  # by bf16, not by fp32
     assert_equals_dense(made, made.whole(), BF16_ERROR if multiplied else 1e-5)
 
 
@@ -127,6 +127,19 @@ def test_token_by_token_is_the_same_as_at_once(sequences, level):
         assert torch.equal(made.attend([(0, position, 1)])[0][0], whole[position])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tiny_and_huge_numbers_have_their_bits_in_any_batch(sequences, level, dtype):
+    """Some are too small for a normal number, or make weights that are."""
+    made = sequences((4, 2, 64), 16, dtype, None, [70, 300])
+    generator = torch.Generator().manual_seed(5)
+    for k, v in zip(made.k, made.v, strict=True):
+        for rows, sizes in ((k, (1e-39, 1e-20, 1.0, 30.0)), (v, (1e-39, 3e-38, 1.0, 1e30))):
+            choice = torch.randint(len(sizes), rows.shape[:1], generator=generator)
+            rows *= torch.tensor(sizes)[choice].reshape(-1, *[1] * (rows.dim() - 1)).to(dtype)
+    made.fill_cache()
+    assert_same_however_it_is_split(made, rounds=4)
+
+
 def test_block_tables_do_not_show(sequences, level):
     outputs = []
     for block_size in (1, 4, 16, 64):
@@ -174,7 +187,7 @@ def test_the_output_may_replace_the_queries(sequences, library, level):
 @ANY_HEADS
 def test_an_int8_cache(sequences, level, heads: Heads):
     """Windows, both directions, capped scores; and bits are the rows' own."""
-    error = BF16_ERROR if level == "avx512" else 1e-5
+    error = BF16_ERROR if level in ("avx512", "amx") else 1e-5
     rng = random.Random(3)
     for block_size, window in [(16, None), (1, 1), (7, 37), (4, 150)]:
         made = sequences(heads, block_size, torch.float32, window, kv_dtype=torch.int8)
@@ -193,7 +206,7 @@ def test_an_int8_cache_is_read_as_by_the_reference(sequences, level):
         found = torch.cat(made.attend(made.whole()))
         made.backend = by_reference(16)
         wanted = torch.cat(made.attend(made.whole()))
-        error = BF16_ERROR if level == "avx512" else 1e-5
+        error = BF16_ERROR if level in ("avx512", "amx") else 1e-5
         torch.testing.assert_close(found, wanted, rtol=error, atol=error)
 
 

@@ -2,11 +2,10 @@
 // once: 64 inputs of int8, or 32 of bf16. Packed weights lie as it wants them.
 //
 // Whole numbers are the same however they are added, so points are multiplied here for many rows only.
-// In bf16 the unit has an order of its own: of 32 inputs the even ones are added up apart from the
-// odd ones, and their sum is added to those before. What is too small for a normal number is 0 to it.
-// A few rows are multiplied in that very order.
+// A few rows of bf16 are multiplied in the unit's own order; see amx_unit.inl.
 #pragma once
 
+#include "amx_unit.inl"
 #include "prepare.inl"
 #include "tiles.inl"
 
@@ -14,39 +13,14 @@ namespace rose {
 namespace {
 namespace matmul {
 
-constexpr int64_t AMX_BYTES = 64;  // of a row, that the unit takes at once
-constexpr int64_t AMX_PAIRS = AMX_BYTES / 4;
-
 // Whether the unit takes a weight's inputs without a rest. (Else it would read past the end.)
 inline bool amx_takes(const Matrix& w) {
     if (quantised(w)) return padded_k(w) % amx_step(w) == 0;
     return w.format == BF16 && padded_k(w) % (2 * AMX_PAIRS) == 0;
 }
 
-// -- Tiles of the unit: 0 to 3 are sums [rows][outputs], 4 and 5 rows, 6 and 7 outputs ----------
-
-// While it lives, this thread's unit has the shapes of a weight's steps.
-class AmxShapes {
-   public:
-    explicit AmxShapes(const Matrix& w) {
-        struct {
-            uint8_t palette, start, reserved[14];
-            uint16_t row_bytes[16];
-            uint8_t rows[16];
-        } shapes = {};
-        const int64_t bytes = quantised(w) ? amx_step(w) : AMX_BYTES;
-        shapes.palette = 1;
-        for (int tile = 0; tile < 8; tile++) {
-            shapes.row_bytes[tile] = uint16_t(tile == 4 || tile == 5 ? bytes : AMX_BYTES);
-            shapes.rows[tile] = uint8_t(tile >= 6 ? bytes / 4 : TILE);
-        }
-        // gcc's intrinsics do not say what they read; what is written before stays before
-        asm volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
-    }
-    ~AmxShapes() { _tile_release(); }
-    AmxShapes(const AmxShapes&) = delete;
-    AmxShapes& operator=(const AmxShapes&) = delete;
-};
+// Of a row, in a step.
+inline int64_t amx_bytes(const Matrix& w) { return quantised(w) ? amx_step(w) : AMX_BYTES; }
 
 // Calls what follows for each of the unit's sums, 16 of R rows times one of C tiles of outputs: its
 // number, those of its rows and outputs, the first of these rows, and the tile.
@@ -156,21 +130,6 @@ void amx_pairs(const Panel& panel, int c, const char* prepared, float* sums) {
     amx_store<R, C>(sums);
 }
 #undef ROSE_FOR_SUMS
-
-// While it lives, numbers too small for a normal one are 0, as they are to the unit.
-class NormalNumbers {
-   public:
-    NormalNumbers() : before_(_mm_getcsr()) { set(before_ | 0x8040); }
-    ~NormalNumbers() { set(before_); }
-    NormalNumbers(const NormalNumbers&) = delete;
-    NormalNumbers& operator=(const NormalNumbers&) = delete;
-
-   private:
-    // not the intrinsic, which arithmetic may be moved past
-    static void set(unsigned word) { asm volatile("ldmxcsr %0" : : "m"(word) : "memory"); }
-
-    unsigned before_;
-};
 
 // A few rows, in the unit's order.
 template <int R, int C>

@@ -15,6 +15,9 @@
 #include "pool.h"
 #include "words.inl"
 #include "workspace.h"
+#if defined(ROSE_AMX)
+#include "amx_words.inl"
+#endif
 
 namespace rose {
 namespace {
@@ -77,8 +80,8 @@ class TileWork {
           head_(head),
           heads_(heads),
           rows_(tile.tokens * call.group),
-          words_(round_up(call.dim, STEP) / Words::DEPTH),
-          few_(rows_ <= FEW_ROWS && as_they_lie<Element>(call.dim)) {
+          few_(rows_ <= FEW_ROWS && as_they_lie<Element>(call.dim)),
+          words_(round_up(call.dim, STEP) / (few_ ? Alone::DEPTH : Words::DEPTH)) {
         int64_t total = 0;
         const auto part = [&](int64_t size) {
             total += round_up(size, 16);  // whole lines of the processor's cache
@@ -123,8 +126,11 @@ class TileWork {
     }
 
    private:
+    using Alone = typename Words::Alone;
     static constexpr int BLOCK = 64 * Words::DEPTH;
     static constexpr int STEP = LANES * Words::DEPTH;  // columns of scores that make words
+    static_assert(STEP % (Words::WHOLE * Words::DEPTH) == 0);
+    static_assert(FEW_ROWS * Words::DEPTH <= TOGETHER);  // weights of few rows have room
     static constexpr bool SCALED = std::is_same<Element, int8_t>::value;
     static constexpr bool AS_THEY_LIE = FEW_ROWS && Cell<Element>::NUMBERS;
 
@@ -137,17 +143,20 @@ class TileWork {
         return heads.data + token * heads.stride + query_head * call_.dim;
     }
 
-    void load_queries() {
+    void load_queries() { few_ ? load_queries_as<Alone>() : load_queries_as<Words>(); }
+
+    template <class As>
+    void load_queries_as() {
         const F scale = splat(call_.heads.scale);
         for (int64_t at = 0; at < heads_ * rows_; at++) {
             const float* query = place(call_.heads.q, at / rows_, at % rows_);
             for (int64_t w = 0; w < words_; w += LANES) {
-                F parts[Words::DEPTH];
-                for (int d = 0; d < Words::DEPTH; d++) {
-                    const int64_t from = w * Words::DEPTH + d * LANES;
+                F parts[As::DEPTH];
+                for (int d = 0; d < As::DEPTH; d++) {
+                    const int64_t from = w * As::DEPTH + d * LANES;
                     parts[d] = load_up_to(query + from, call_.dim - from) * scale;
                 }
-                store(queries_ + at * words_ + w, Words::pack(parts));
+                store(queries_ + at * words_ + w, As::pack(parts));
             }
         }
     }
@@ -225,8 +234,8 @@ class TileWork {
         }
         for (int64_t head = 0; head < heads_; head++) {
             if (SCALED) find_scales(head);
-            softmax(block, head, 0, rows_, seen.begin / STEP * STEP, round_up(seen.end, STEP),
-                    results[head], decay_ + head * LANES);
+            softmax<Alone>(block, head, 0, rows_, seen.begin / STEP * STEP,
+                           round_up(seen.end, STEP), results[head], decay_ + head * LANES);
         }
         for (int64_t from = low; from < seen.end; from += TAKEN) {
             const bool last = from + TAKEN >= seen.end;
@@ -267,9 +276,9 @@ class TileWork {
              Coming<Element> coming) {
         for (int64_t head = 0; head < heads_; head++) {
             const Lying<Element> values{value_rows_ + from, head * call_.dim, call_.dim};
-            const Weighing weighing{weights_ + head * TOGETHER * BLOCK + from, BLOCK,
+            const Weighing weighing{weights_of(head) + from, BLOCK,
                                     results[head].out, call_.padded,
-                                    decay ? decay + head * LANES : nullptr};
+                                    decay ? decay + head * LANES : nullptr, from};
             with_few(rows_, [&](auto rows) {
                 add_values<Element, rows>(values, to - from, weighing, coming);
             });
@@ -294,7 +303,8 @@ class TileWork {
         const auto* keys = static_cast<const Element*>(call_.cache.keys) + head * call_.dim;
         const auto* values = static_cast<const Element*>(call_.cache.values) + head * call_.dim;
         for (int64_t i = begin / LANES * LANES; i < end; i += LANES) pack_keys(keys, i);
-        for (int64_t i = begin / Words::DEPTH * Words::DEPTH; i < end; i += Words::DEPTH) {
+        constexpr int WHOLE = Words::WHOLE * Words::DEPTH;
+        for (int64_t i = begin / WHOLE * WHOLE; i < round_up(end, WHOLE); i += Words::DEPTH) {
             const Element* rows[Words::DEPTH];
             for (int j = 0; j < Words::DEPTH; j++) rows[j] = find(values, i + j);
             Words::pack_columns(rows, call_.dim, call_.padded,
@@ -362,21 +372,25 @@ class TileWork {
         const auto [begin, end] = seen(block, row, count);
         if (begin >= end) return;
         const int64_t low = begin / STEP * STEP;
-        const int64_t words = (call_.dim + Words::DEPTH - 1) / Words::DEPTH;
+        const auto words_to = [](int64_t numbers) {
+            return round_up(numbers, Words::WHOLE * Words::DEPTH) / Words::DEPTH;
+        };
         const float* queries = queries_ + (head * rows_ + row) * words_;
         float *scores = scores_ + head * TOGETHER * BLOCK, *weights = weights_of(head);
-        product<Words>({queries, words_, keys_ + low, BLOCK, scores + low, BLOCK, words}, count,
-                       round_up(end - low, LANES), nullptr);
+        const int64_t words = words_to(call_.dim);
+        product(Words(), {queries, words_, keys_ + low, BLOCK, scores + low, BLOCK, words}, count,
+                round_up(end - low, LANES), nullptr);
         alignas(64) float decay[LANES];
-        softmax(block, head, row, count, low, round_up(end, STEP), result, decay);
-        const int64_t from = begin / Words::DEPTH;
-        const int64_t to = (end + Words::DEPTH - 1) / Words::DEPTH;
-        product<Words>({weights + from, BLOCK / Words::DEPTH, values_ + from * call_.padded,
-                        call_.padded, result.out + row * call_.padded, call_.padded, to - from},
-                       count, call_.padded, decay);
+        softmax<Words>(block, head, row, count, low, round_up(end, STEP), result, decay);
+        const int64_t from = begin / (Words::WHOLE * Words::DEPTH) * Words::WHOLE;
+        product(Words(),
+                {weights + from, BLOCK / Words::DEPTH, values_ + from * call_.padded, call_.padded,
+                 result.out + row * call_.padded, call_.padded, words_to(end) - from},
+                count, call_.padded, decay);
     }
 
     // From scores to weights, and what earlier blocks are worth beside them.
+    template <class As>
     void softmax(int64_t block, int64_t head, int64_t row, int64_t count, int64_t low,
                  int64_t high, const Result& result, float* decay) {
         float *scores = scores_ + head * TOGETHER * BLOCK, *weights = weights_of(head);
@@ -391,8 +405,8 @@ class TileWork {
         store(decay, exp(before - finite));
         for (int64_t r = 0; r < count; r++) {
             float* sums = sums_ + (head * rows_ + row + r) * LANES;
-            const F total = weigh(scores + r * BLOCK, maximum[r], low, high,
-                                  weights + r * BLOCK / Words::DEPTH);
+            const F total = weigh<As>(scores + r * BLOCK, maximum[r], low, high,
+                                      weights + r * BLOCK / As::DEPTH);
             store(sums, load(sums) * splat(decay[r]) + total);
         }
     }
@@ -416,18 +430,19 @@ class TileWork {
     }
 
     // exp(scores - maximum) in words; returns their sum, in LANES parts.
+    template <class As>
     F weigh(const float* scores, float maximum, int64_t low, int64_t high, float* words) const {
         F total = zero();
-        for (int64_t i = low; i < high; i += STEP) {
-            F weights[Words::DEPTH];
+        for (int64_t i = low; i < high; i += LANES * As::DEPTH) {
+            F weights[As::DEPTH];
             ROSE_UNROLL
-            for (int d = 0; d < Words::DEPTH; d++) {
+            for (int d = 0; d < As::DEPTH; d++) {
                 const int64_t at = i + d * LANES;
                 weights[d] = exp(load(scores + at) - splat(maximum));
                 total = total + weights[d];
                 if (SCALED) weights[d] = weights[d] * load(value_scales_ + at);
             }
-            store(words + i / Words::DEPTH, Words::pack(weights));
+            store(words + i / As::DEPTH, As::pack(weights));
         }
         return total;
     }
@@ -438,8 +453,9 @@ class TileWork {
 
     const Call& call_;
     const Tile& tile_;
-    int64_t head_, heads_, rows_, words_;  // rows_: of each head; words_: of a query
+    int64_t head_, heads_, rows_;  // rows_: of each head
     bool few_;
+    int64_t words_;  // of a query
     float *queries_, *keys_, *values_, *scores_, *weights_, *sums_, *decay_;
     int64_t now_[BLOCK], next_[BLOCK];  // rows of this and of the next block, see locate
     const Element *key_rows_[BLOCK + TAKEN], *value_rows_[BLOCK];  // see find_rows
@@ -453,6 +469,7 @@ void compute(const Call& call, Plan& plan) {
     const int64_t size = Result::size(plan.rows, call.padded);
     float* results = kept.room<float>(plan.results * size);
     const auto unit = [&](int64_t index, int) {
+        const NormalNumbers normal;  // else much of a softmax would be subnormal, and slow
         const Unit& unit = plan.units[index];
         const Tile& tile = plan.tiles[unit.tile];
         TileWork<Words, Element> work(call, tile, unit.head, unit.heads);
@@ -467,7 +484,9 @@ void compute(const Call& call, Plan& plan) {
         parallel_for(count, unit);
 }
 
-#if defined(ROSE_PAIRS)
+#if defined(ROSE_AMX)
+using HalfWords = AmxWords;
+#elif defined(ROSE_AVX512)
 using HalfWords = Bf16Words;
 #else
 using HalfWords = Fp32Words;

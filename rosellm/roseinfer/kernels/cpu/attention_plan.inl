@@ -17,7 +17,13 @@ namespace {
 namespace attending {
 
 constexpr int SPLIT = 256;
-constexpr int TILE = 64;  // rows of a tile; more, if one token has more heads
+// Rows of a tile; more, if one token has more heads. The faster they are multiplied, the more it costs
+// to lay keys and values out for each.
+#if defined(ROSE_AMX)
+constexpr int TILE = 128;
+#else
+constexpr int TILE = 64;
+#endif
 
 constexpr int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 

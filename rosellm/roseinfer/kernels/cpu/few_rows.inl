@@ -3,8 +3,8 @@
 // Laying a block out anew, as `product` wants it, takes longer than multiplying it by a row or two: so
 // keys are turned in registers here. And there is little to do for each number that is read, so that
 // memory is waited for unless it is read in its own order: meanwhile the lines are asked for that come
-// next, those of all heads. Every sum is the same chain as in words.inl: over the numbers of a key, and
-// over positions, in their order.
+// next, those of all heads. Every sum, over the numbers of a key or over positions, is made in the order
+// of words.inl; with AMX that of bf16 and int8 is the matrix unit's.
 #pragma once
 
 #include "words.inl"
@@ -13,7 +13,7 @@ namespace rose {
 namespace {
 
 // Where bf16 pairs are multiplied as they are, that is another chain.
-#if defined(ROSE_PAIRS)
+#if defined(ROSE_AVX512) && !defined(ROSE_AMX)
 constexpr int64_t FEW_ROWS = 0;
 #else
 constexpr int64_t FEW_ROWS = 4;
@@ -102,6 +102,37 @@ struct Lying {
 constexpr int KEY_GROUPS = 2;  // of LANES keys; more, and what is asked for falls out of the cache
 constexpr int64_t TAKEN = KEY_GROUPS * LANES;
 
+constexpr int64_t STEP = 32;  // of the matrix unit
+
+// A sum over a step, and what was there before: in order; or even and odd numbers apart, as the matrix
+// unit does.
+template <class Element>
+class Sum {
+   public:
+    ROSE_INLINE void begin(F before) {
+        parts_[0] = PARTS == 1 ? before : zero();
+        if constexpr (PARTS == 2) parts_[1] = zero();
+    }
+    template <int AT>
+    ROSE_INLINE void add(F a, F b) {
+        parts_[AT % PARTS] = fma(a, b, parts_[AT % PARTS]);
+    }
+    ROSE_INLINE F end(F before) const {
+        return PARTS == 1 ? parts_[0] : before + (parts_[0] + parts_[PARTS - 1]);
+    }
+
+#if defined(ROSE_AMX)
+    static constexpr int PARTS = std::is_same<Element, float>::value ? 1 : 2;
+#else
+    static constexpr int PARTS = 1;
+#endif
+
+    static_assert(PARTS == 1 || TAKEN == STEP);
+
+   private:
+    F parts_[PARTS];
+};
+
 // Scores [ROWS, TAKEN] of TAKEN keys.
 template <class Element, int ROWS>
 void score_keys(const Lying<Element>& keys, const float* queries, int64_t stride, float* scores,
@@ -114,17 +145,22 @@ void score_keys(const Lying<Element>& keys, const float* queries, int64_t stride
     for (int64_t at = 0; at < keys.dim; at += LANES * NUMBERS) {
         repeat<KEY_GROUPS>([&](auto g) {
             F square[LANES];
-            repeat<LANES>([&](auto i) {
+            repeat<LANES>([&](auto i) ROSE_INLINED {
                 square[i] = load(reinterpret_cast<const float*>(keys.at(g * LANES + i) + at));
             });
             repeat<LINES>([&](auto) { ahead.ask(); });
             transpose(square);
-            repeat<LANES>([&](auto i) {
-                repeat<NUMBERS>([&](auto j) {
+            Sum<Element> now[ROWS];
+            repeat<LANES>([&](auto i) ROSE_INLINED {
+                repeat<NUMBERS>([&](auto j) ROSE_INLINED {
+                    constexpr int NUMBER = decltype(i)::value * NUMBERS + decltype(j)::value;
                     const F number = Cell<Element>::template number<j>(square[i]);
-                    repeat<ROWS>([&](auto r) {
-                        const float query = queries[r * stride + at + i * NUMBERS + j];
-                        sums[g][r] = fma(splat(query), number, sums[g][r]);
+                    repeat<ROWS>([&](auto r) ROSE_INLINED {
+                        if constexpr (NUMBER % STEP == 0) now[r].begin(sums[g][r]);
+                        const float query = queries[r * stride + at + NUMBER];
+                        now[r].template add<NUMBER>(splat(query), number);
+                        if constexpr ((NUMBER + 1) % STEP == 0 || NUMBER + 1 == LANES * NUMBERS)
+                            sums[g][r] = now[r].end(sums[g][r]);
                     });
                 });
             });
@@ -143,6 +179,7 @@ struct Weighing {
     float* out;
     int64_t out_stride;
     const float* decay;  // of what is there, for each row; or null: none
+    int64_t first;       // position of the first value in its block
 };
 
 // Adds to WIDTH vectors of columns, from `column` on, values times weights [ROWS, count].
@@ -153,24 +190,35 @@ void add_columns(const Lying<Element>& values, int64_t column, int64_t count, co
     const int64_t lines = (column + WIDTH * LANES) * SIZE / LINE - column * SIZE / LINE;
     Coming<Element> ahead = coming;
     float* out = to.out + column;
-    F sums[ROWS][WIDTH];
-    repeat<ROWS>([&](auto r) {
-        repeat<WIDTH>([&](auto c) {
-            const F before = load(out + r * to.out_stride + c * LANES);
-            sums[r][c] = to.decay ? before * splat(to.decay[r]) : before;
-        });
+    Sum<Element> sums[ROWS][WIDTH];
+    const auto before = [&](auto r, auto c) {
+        const F there = load(out + r * to.out_stride + c * LANES);
+        return to.decay ? there * splat(to.decay[r]) : there;
+    };
+    repeat<ROWS>([&](auto r) ROSE_INLINED {
+        repeat<WIDTH>([&](auto c) { sums[r][c].begin(before(r, c)); });
     });
-    for (int64_t i = 0; i < count; i++) {
+    const auto take = [&](auto at, int64_t i) ROSE_INLINED {
         F value[WIDTH];
         repeat<WIDTH>([&](auto c) { value[c] = load(values.at(i) + column + c * LANES); });
         for (int64_t line = 0; line < lines; line++) ahead.ask();
-        repeat<ROWS>([&](auto r) {
+        repeat<ROWS>([&](auto r) ROSE_INLINED {
             const F weight = splat(to.weights[r * to.weights_stride + i]);
-            repeat<WIDTH>([&](auto c) { sums[r][c] = fma(weight, value[c], sums[r][c]); });
+            repeat<WIDTH>([&](auto c) { sums[r][c].template add<at>(weight, value[c]); });
         });
+    };
+    const std::integral_constant<int, 0> even{};
+    const std::integral_constant<int, 1> odd{};
+    int64_t i = 0;
+    if (Sum<Element>::PARTS == 2) {
+        if (to.first % 2 == 1 && count > 0) take(odd, i++);
+        for (; i + 1 < count; i += 2) take(even, i), take(odd, i + 1);
     }
-    repeat<ROWS>([&](auto r) {
-        repeat<WIDTH>([&](auto c) { store(out + r * to.out_stride + c * LANES, sums[r][c]); });
+    for (; i < count; i++) take(even, i);
+    repeat<ROWS>([&](auto r) ROSE_INLINED {
+        repeat<WIDTH>([&](auto c) {
+            store(out + r * to.out_stride + c * LANES, sums[r][c].end(before(r, c)));
+        });
     });
     coming = ahead;
 }

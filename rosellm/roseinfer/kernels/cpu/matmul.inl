@@ -320,7 +320,7 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t row_t
 #if defined(ROSE_AMX)
     const Form form = block.choice.family.form;
     std::optional<AmxShapes> shapes;
-    if (form == Form::AMX_POINTS || form == Form::AMX_PAIRS) shapes.emplace(w);
+    if (form == Form::AMX_POINTS || form == Form::AMX_PAIRS) shapes.emplace(TILE, amx_bytes(w));
 #endif
     for (int64_t i = 0; i < row_tiles; i++)
         multiply_panel(block, panel, first, tiles, row_tile + i);

@@ -36,13 +36,8 @@
 #else
 #define ROSE_UNROLL _Pragma("GCC unroll 64")
 #endif
-#define ROSE_INLINE inline __attribute__((always_inline))
-
-// Whether attention multiplies bf16 in pairs. Processors with AMX take twice as long for such products
-// as for as many of fp32, which are more exact.
-#if defined(ROSE_AVX512) && !defined(ROSE_AMX)
-#define ROSE_PAIRS
-#endif
+#define ROSE_INLINED __attribute__((always_inline))  // for lambdas
+#define ROSE_INLINE inline ROSE_INLINED
 
 namespace rose {
 namespace {
@@ -56,6 +51,28 @@ struct bf16 {
 struct fp16 {
     uint16_t bits;
 };
+
+// While it lives, numbers too small for a normal one are 0 to this thread: they may take a processor
+// a hundred times as long. (Not at the portable level, which widens fp16 by way of such.)
+#if defined(ROSE_AVX512) || defined(ROSE_AVX2)
+class NormalNumbers {
+   public:
+    NormalNumbers() : before_(_mm_getcsr()) { set(before_ | 0x8040); }
+    ~NormalNumbers() { set(before_); }
+    NormalNumbers(const NormalNumbers&) = delete;
+    NormalNumbers& operator=(const NormalNumbers&) = delete;
+
+   private:
+    // not the intrinsic, which arithmetic may be moved past
+    static void set(unsigned word) { asm volatile("ldmxcsr %0" : : "m"(word) : "memory"); }
+
+    unsigned before_;
+};
+#else
+struct NormalNumbers {
+    ~NormalNumbers() {}  // not unused
+};
+#endif
 
 // -- What differs between levels ---------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 // The products of attention, made of 32-bit words.
 //
 // A word is one fp32 number, or two neighbours in bf16 whose products are added in fp32: the level
-// and the type of the cache decide. A result is a sum over words in their order, for every row and
-// column alike; words that are zero change nothing.
+// and the type of the cache decide. A result is a sum over words in an order of their own, for every
+// row and column alike; words that are zero change nothing.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +13,14 @@ namespace rose {
 namespace {
 
 // Rows that share a load of the other operand: as many sums as there are registers for.
-constexpr int TOGETHER = LANES == 16 ? 8 : LANES == 8 ? 6 : 4;
+constexpr int SIDE_BY_SIDE = LANES == 16 ? 8 : LANES == 8 ? 6 : 4;
+// Rows whose softmax is one: those of a product, or those that the matrix unit takes.
+#if defined(ROSE_AMX)
+constexpr int TOGETHER = 16;
+#else
+constexpr int TOGETHER = SIDE_BY_SIDE;
+#endif
+static_assert(TOGETHER <= LANES);
 constexpr int MAX_DIM = 256;  // of a head
 
 template <class T>
@@ -112,6 +119,8 @@ ROSE_INLINE void transpose(F (&a)[LANES]) {
 
 struct Fp32Words {
     static constexpr int DEPTH = 1;  // numbers in a word
+    static constexpr int WHOLE = 1;  // words that are multiplied as one
+    using Alone = Fp32Words;         // as a few rows take them; see few_rows.inl
 
     static F dot(F sum, F a, F b) { return fma(a, b, sum); }
 
@@ -131,10 +140,11 @@ struct Fp32Words {
     }
 };
 
-#if defined(ROSE_PAIRS)
+#if defined(ROSE_AVX512)
 
 struct Bf16Words {
-    static constexpr int DEPTH = 2;
+    static constexpr int DEPTH = 2, WHOLE = 1;
+    using Alone = Bf16Words;
 
     static F dot(F sum, F a, F b) {
         return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
@@ -189,7 +199,7 @@ struct Product {
     int64_t words;
 };
 
-// ROWS rows, WIDTH vectors of columns. The sums begin at zero, or at what is there times decay.
+// ROWS rows, WIDTH vectors of columns. Sums begin at zero, or at what is there times decay.
 template <class Words, int ROWS, int WIDTH>
 ROSE_INLINE void product_tile(const Product& p, const float* decay) {
     F sums[ROWS][WIDTH];
@@ -234,9 +244,9 @@ void product_rows(Product p, int64_t columns, const float* decay) {
     take(std::integral_constant<int, 1>());
 }
 
-// Columns are a multiple of LANES. `decay` has one number a row, or is null.
+// Columns are a multiple of LANES, words one of WHOLE; `decay` has one number a row, or is null.
 template <class Words>
-void product(Product p, int64_t rows, int64_t columns, const float* decay) {
+void product(Words, Product p, int64_t rows, int64_t columns, const float* decay) {
     auto take = [&](auto count) {
         constexpr int ROWS = decltype(count)::value;
         while (rows >= ROWS) {
@@ -245,7 +255,7 @@ void product(Product p, int64_t rows, int64_t columns, const float* decay) {
             if (decay) decay += ROWS;
         }
     };
-    take(std::integral_constant<int, TOGETHER>());
+    take(std::integral_constant<int, SIDE_BY_SIDE>());
     take(std::integral_constant<int, 4>());
     take(std::integral_constant<int, 2>());
     take(std::integral_constant<int, 1>());
