@@ -129,7 +129,8 @@ class TileWork {
     using Alone = typename Words::Alone;
     static constexpr int BLOCK = 64 * Words::DEPTH;
     static constexpr int STEP = LANES * Words::DEPTH;  // columns of scores that make words
-    static_assert(STEP % (Words::WHOLE * Words::DEPTH) == 0);
+    static constexpr int WHOLE = Words::WHOLE * Words::DEPTH;  // numbers multiplied as one
+    static_assert(STEP % WHOLE == 0);
     static_assert(FEW_ROWS * Words::DEPTH <= TOGETHER);  // weights of few rows have room
     static constexpr bool SCALED = std::is_same<Element, int8_t>::value;
     static constexpr bool AS_THEY_LIE = FEW_ROWS && Cell<Element>::NUMBERS;
@@ -303,7 +304,6 @@ class TileWork {
         const auto* keys = static_cast<const Element*>(call_.cache.keys) + head * call_.dim;
         const auto* values = static_cast<const Element*>(call_.cache.values) + head * call_.dim;
         for (int64_t i = begin / LANES * LANES; i < end; i += LANES) pack_keys(keys, i);
-        constexpr int WHOLE = Words::WHOLE * Words::DEPTH;
         for (int64_t i = begin / WHOLE * WHOLE; i < round_up(end, WHOLE); i += Words::DEPTH) {
             const Element* rows[Words::DEPTH];
             for (int j = 0; j < Words::DEPTH; j++) rows[j] = find(values, i + j);
@@ -372,20 +372,18 @@ class TileWork {
         const auto [begin, end] = seen(block, row, count);
         if (begin >= end) return;
         const int64_t low = begin / STEP * STEP;
-        const auto words_to = [](int64_t numbers) {
-            return round_up(numbers, Words::WHOLE * Words::DEPTH) / Words::DEPTH;
-        };
         const float* queries = queries_ + (head * rows_ + row) * words_;
         float *scores = scores_ + head * TOGETHER * BLOCK, *weights = weights_of(head);
-        const int64_t words = words_to(call_.dim);
+        const int64_t words = round_up(call_.dim, WHOLE) / Words::DEPTH;
         product(Words(), {queries, words_, keys_ + low, BLOCK, scores + low, BLOCK, words}, count,
                 round_up(end - low, LANES), nullptr);
         alignas(64) float decay[LANES];
         softmax<Words>(block, head, row, count, low, round_up(end, STEP), result, decay);
-        const int64_t from = begin / (Words::WHOLE * Words::DEPTH) * Words::WHOLE;
+        const int64_t from = begin / WHOLE * Words::WHOLE;
+        const int64_t to = round_up(end, WHOLE) / Words::DEPTH;
         product(Words(),
                 {weights + from, BLOCK / Words::DEPTH, values_ + from * call_.padded, call_.padded,
-                 result.out + row * call_.padded, call_.padded, words_to(end) - from},
+                 result.out + row * call_.padded, call_.padded, to - from},
                 count, call_.padded, decay);
     }
 
