@@ -89,7 +89,7 @@ class Figures:
 
 def figures(case: Case, peaks: dict[str, float], level: str) -> Figures:
     seconds = median(case.times)
-    halves = level == "avx512" and case.cache in ("bfloat16", "int8")
+    halves = level in ("avx512_bf16", "amx") and case.cache in ("bfloat16", "int8")
     peak = peaks["bf16" if halves else "fp32"]
     least = max(case.num_bytes / peaks["read"], case.operations / peak) / 1e9
     return Figures(

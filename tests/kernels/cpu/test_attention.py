@@ -68,7 +68,7 @@ def test_equals_dense_attention(sequences, level, heads: Heads):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_half_precision_cache_is_read_exactly(sequences, level, dtype, heads: Heads):
     made = sequences(heads, 16, dtype, None)
-    multiplied = level in ("avx512", "amx") and dtype == torch.bfloat16  # by bf16, not by fp32
+    multiplied = level in ("avx512_bf16", "amx") and dtype == torch.bfloat16  # by bf16, not by fp32
     assert_equals_dense(made, made.whole(), BF16_ERROR if multiplied else 1e-5)
 
 
@@ -187,7 +187,7 @@ def test_the_output_may_replace_the_queries(sequences, library, level):
 @ANY_HEADS
 def test_an_int8_cache(sequences, level, heads: Heads):
     """Windows, both directions, capped scores; and bits are the rows' own."""
-    error = BF16_ERROR if level in ("avx512", "amx") else 1e-5
+    error = BF16_ERROR if level in ("avx512_bf16", "amx") else 1e-5
     rng = random.Random(3)
     for block_size, window in [(16, None), (1, 1), (7, 37), (4, 150)]:
         made = sequences(heads, block_size, torch.float32, window, kv_dtype=torch.int8)
@@ -206,7 +206,7 @@ def test_an_int8_cache_is_read_as_by_the_reference(sequences, level):
         found = torch.cat(made.attend(made.whole()))
         made.backend = by_reference(16)
         wanted = torch.cat(made.attend(made.whole()))
-        error = BF16_ERROR if level in ("avx512", "amx") else 1e-5
+        error = BF16_ERROR if level in ("avx512_bf16", "amx") else 1e-5
         torch.testing.assert_close(found, wanted, rtol=error, atol=error)
 
 

@@ -53,9 +53,10 @@ def test_the_library_is_up_to_date_until_a_source_changes(tmp_path):
 @pytest.mark.parametrize(
     ("machine", "unknown", "levels"),
     [
-        ("x86_64", "no such flag", ["portable", "avx2", "avx512", "amx"]),
-        ("x86_64", "-mamx-bf16", ["portable", "avx2", "avx512"]),
-        ("x86_64", "-mavx512bf16", ["portable", "avx2"]),
+        ("x86_64", "no such flag", ["portable", "avx2", "avx512", "avx512_bf16", "amx"]),
+        ("x86_64", "-mamx-bf16", ["portable", "avx2", "avx512", "avx512_bf16"]),
+        ("x86_64", "-mavx512bf16", ["portable", "avx2", "avx512"]),
+        ("x86_64", "-mavx512vnni", ["portable", "avx2"]),
         ("x86_64", "-mf16c", ["portable"]),
         ("arm64", "no such flag", ["portable"]),
     ],

@@ -45,7 +45,7 @@ def wanted(matrix: Matrix, x: Tensor, level: str) -> Tensor:
     shape = matrix.shape
     if shape.format in ("int8", "int4"):
         seen = quantised(x, shape.group)
-    elif shape.format == "bf16" and level in ("avx512", "amx"):
+    elif shape.format == "bf16" and level in ("avx512_bf16", "amx"):
         seen = x.bfloat16().double()
     else:
         seen = x.double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref
+from math import inf
 
 import pytest
 import torch
@@ -218,8 +219,13 @@ def test_halves_are_rounded_to_the_nearest_even(library, level, dtype):
     values[:, 0] = 1 + (torch.arange(300)[:, None] % 256 + 0.5) * step  # halfway between two
     values[:, 1, ::4] *= 1e4
     values[:, 1, 1::4] *= 1e-3
+    values[0, 1, :8] = torch.tensor([inf, -inf, 3.4e38, -3.39e38, -0.0, 1e-40, -1e-45, 65519.0])
+    values[1, 1, 2::3] = float("nan")
     made.run(library, torch.empty(300, 40))
-    assert torch.equal(made.storage.layer(0)[1].data[made.slots], values.to(dtype))
+    kept, wanted = made.storage.layer(0)[1].data[made.slots], values.to(dtype)
+    assert torch.equal(kept.isnan(), wanted.isnan())
+    bits, wanted_bits = (x[~wanted.isnan()].view(torch.int16) for x in (kept, wanted))
+    assert torch.equal(bits, wanted_bits)
 
 
 def test_queries_may_stay_where_they_are(library, level):

@@ -28,8 +28,22 @@ bool has_avx2() {  // and F16C, which is older
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+           __builtin_cpu_supports("avx512vnni");
 }
+#endif
+
+#if defined(ROSE_HAS_AVX512_BF16)
+Kernels avx512_with(const Multiplying& other) {
+    Kernels table = avx512_kernels;
+    table.level = other.level;
+    table.linear = other.linear;
+    table.attention = other.attention;
+    return table;
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+const Kernels avx512_bf16_kernels = avx512_with(bf16_multiplying);
 #endif
 
 #if defined(ROSE_HAS_AMX)
@@ -37,7 +51,7 @@ bool has_avx512() {
 bool has_amx() {
     constexpr unsigned BF16 = 1u << 22, TILES = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILES | INT8;
     unsigned a, b, c, features = 0;
-    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &features)) return false;
+    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &features)) return false;
     if ((features & ALL) != ALL) return false;
 #if defined(__linux__)
     constexpr int ASK = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
@@ -47,7 +61,7 @@ bool has_amx() {
 #endif
 }
 
-const Kernels amx_kernels = with_amx(avx512_kernels);
+const Kernels amx_kernels = avx512_with(amx_multiplying);
 #endif
 
 // The best level that this processor has, or the one of that name; null if it has none such.
@@ -57,6 +71,9 @@ const Kernels* find_level(const char* name) {
     };
 #if defined(ROSE_HAS_AMX)
     if (fits(amx_kernels) && has_amx()) return &amx_kernels;
+#endif
+#if defined(ROSE_HAS_AVX512_BF16)
+    if (fits(avx512_bf16_kernels) && has_avx512_bf16()) return &avx512_bf16_kernels;
 #endif
 #if defined(ROSE_HAS_AVX512)
     if (fits(avx512_kernels) && has_avx512()) return &avx512_kernels;

@@ -484,7 +484,7 @@ void compute(const Call& call, Plan& plan) {
 
 #if defined(ROSE_AMX)
 using HalfWords = AmxWords;
-#elif defined(ROSE_AVX512)
+#elif defined(ROSE_BF16)
 using HalfWords = Bf16Words;
 #else
 using HalfWords = Fp32Words;
@@ -502,16 +502,6 @@ void attention(const Attention& heads, const Sequences& step, const KvCache& cac
         case KV_BF16: return compute<HalfWords, bf16>(call, plan);
         case KV_FP16: return compute<Fp32Words, fp16>(call, plan);
         case KV_INT8: return compute<HalfWords, int8_t>(call, plan);
-    }
-}
-
-void slots(const Sequences& step, int64_t* out) {
-    const int64_t size = step.block_size;
-    for (int64_t sequence = 0; sequence < step.count; sequence++) {
-        const int32_t* table = step.tables + step.begins[sequence];
-        int64_t position = step.positions[sequence];
-        for (int64_t row = step.rows[sequence]; row < step.rows[sequence + 1]; row++, position++)
-            *out++ = table[position / size] * size + position % size;
     }
 }
 

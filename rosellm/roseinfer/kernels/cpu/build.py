@@ -28,13 +28,15 @@ COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=of
 ONCE = ("api.cpp", "pool.cpp", "program.cpp")
 INTERFACE = ("api.cpp", "kernels.h", "program.h")
 _AVX512 = ("-DROSE_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
-           "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c")  # fmt: skip
+           "-mavx512vnni", "-mfma", "-mf16c")  # fmt: skip
+_AVX512_BF16 = (*_AVX512, "-DROSE_BF16", "-mavx512bf16")
 # From the lowest to the highest, see _link. Each includes what those before it have.
 LEVELS: dict[str, tuple[str, ...]] = {
     "portable": (),
     "avx2": ("-DROSE_AVX2", "-mavx2", "-mfma", "-mf16c"),
     "avx512": _AVX512,
-    "amx": (*_AVX512, "-DROSE_AMX", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "avx512_bf16": _AVX512_BF16,
+    "amx": (*_AVX512_BF16, "-DROSE_AMX", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
 }
 
 

@@ -13,7 +13,7 @@ namespace rose {
 namespace {
 
 // Where bf16 pairs are multiplied as they are, that is another chain.
-#if defined(ROSE_AVX512) && !defined(ROSE_AMX)
+#if defined(ROSE_BF16) && !defined(ROSE_AMX)
 constexpr int64_t FEW_ROWS = 0;
 #else
 constexpr int64_t FEW_ROWS = 4;

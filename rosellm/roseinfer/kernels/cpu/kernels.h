@@ -158,9 +158,9 @@ struct Kernels {
                        const float* bias, float eps);  // bias may be null
     void (*add)(const Activations& x, const Activations& other, const Activations& out);
     void (*qkv_to_cache)(const QkvToCache& qkv, const KvCache& cache);
+    void (*slots)(const Sequences& step, int64_t* out);  // of each query row's key and value
 
     // attention.inl
-    void (*slots)(const Sequences& step, int64_t* out);  // of each query row's key and value
     void (*attention)(const Attention& heads, const Sequences& step, const KvCache& cache);
 
     // sample.inl: of rows of logits, whether they are numbers (1 or 0); the token chosen for each;
@@ -174,8 +174,15 @@ struct Kernels {
 
 extern const Kernels avx512_kernels, avx2_kernels, portable_kernels;
 
-// The level above AVX-512, of whose table products and attention are replaced.
-Kernels with_amx(Kernels table);
+// What the levels above AVX-512 replace in its table. These are constants: code of a level must not
+// run before it is known that the processor has it.
+struct Multiplying {
+    const char* level;
+    decltype(Kernels::linear) linear;
+    decltype(Kernels::attention) attention;
+};
+
+extern const Multiplying bf16_multiplying, amx_multiplying;
 
 // The level in use.
 const Kernels& kernels();

@@ -1,19 +1,17 @@
 // One dispatch level: compiled once for each, with that level's instructions allowed.
 #include "kernels.h"
 
-#if defined(ROSE_AMX)  // has products and attention of its own; all else is AVX-512's
+#if defined(ROSE_BF16)  // has products and attention of its own; all else is AVX-512's
 #include "attention.inl"
 #include "matmul.inl"
 
 namespace rose {
 
-Kernels with_amx(Kernels table) {
-    table.level = "amx";
-    table.linear = matmul::linear;
-    table.slots = slots;
-    table.attention = attention;
-    return table;
-}
+#if defined(ROSE_AMX)
+const Multiplying amx_multiplying = {"amx", matmul::linear, attention};
+#else
+const Multiplying bf16_multiplying = {"avx512_bf16", matmul::linear, attention};
+#endif
 
 }  // namespace rose
 
@@ -21,16 +19,14 @@ Kernels with_amx(Kernels table) {
 
 #if defined(ROSE_AVX512)
 #define ROSE_KERNELS avx512_kernels
-#define ROSE_LEVEL avx512
+#define ROSE_LEVEL "avx512"
 #elif defined(ROSE_AVX2)
 #define ROSE_KERNELS avx2_kernels
-#define ROSE_LEVEL avx2
+#define ROSE_LEVEL "avx2"
 #else
 #define ROSE_KERNELS portable_kernels
-#define ROSE_LEVEL portable
+#define ROSE_LEVEL "portable"
 #endif
-#define ROSE_TEXT(name) #name
-#define ROSE_NAME(name) ROSE_TEXT(name)
 
 #include "matmul.inl"
 #include "pack.inl"
@@ -44,7 +40,7 @@ namespace {
 
 constexpr Kernels all_kernels() {
     Kernels table{};
-    table.level = ROSE_NAME(ROSE_LEVEL);
+    table.level = ROSE_LEVEL;
     table.linear = matmul::linear;
     table.lookup = matmul::lookup;
     table.pack = matmul::pack;

@@ -39,7 +39,7 @@ struct Points {
     template <int R, int C>
     static constexpr Loop loop = point_tiles<READING, R, C>;
 };
-#if defined(ROSE_AVX512)
+#if defined(ROSE_BF16)
 struct Pairs {
     template <int R, int C>
     static constexpr Loop loop = pair_tiles<R, C>;
@@ -58,7 +58,8 @@ struct AmxPoints {
     static constexpr Loop loop = amx_points<R, C>;
 };
 #endif
-#elif defined(ROSE_AVX2)
+#endif
+#if defined(ROSE_AVX2)
 struct CodesAlone {
     template <int R, int C>
     static constexpr Loop loop = code_tiles<R>;
@@ -131,7 +132,7 @@ inline Family family_of(const Matrix& w) {
     switch (w.format) {
         case FP32: return family(MANY<Floats<float>>, Form::FLOATS);
         case FP16: return family(FEW<Floats<fp16>>, Form::FLOATS);
-#if defined(ROSE_AVX512)
+#if defined(ROSE_BF16)
         case BF16: return family(MANY<Pairs>, Form::PAIRS);
 #else
         case BF16: return family(FEW<Floats<bf16>>, Form::FLOATS);

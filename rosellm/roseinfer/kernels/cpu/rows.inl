@@ -200,5 +200,15 @@ void qkv_to_cache(const QkvToCache& qkv, const KvCache& cache) {
     }
 }
 
+void slots(const Sequences& step, int64_t* out) {
+    const int64_t size = step.block_size;
+    for (int64_t sequence = 0; sequence < step.count; sequence++) {
+        const int32_t* table = step.tables + step.begins[sequence];
+        int64_t position = step.positions[sequence];
+        for (int64_t row = step.rows[sequence]; row < step.rows[sequence + 1]; row++, position++)
+            *out++ = table[position / size] * size + position % size;
+    }
+}
+
 }  // namespace
 }  // namespace rose

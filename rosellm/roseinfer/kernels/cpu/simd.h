@@ -138,11 +138,17 @@ ROSE_INLINE F load(const int8_t* from) {
     __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return floats(_mm512_cvtepi8_epi32(bytes));
 }
+#if defined(ROSE_BF16)
 // What is too small for a normal bf16 becomes 0.
 ROSE_INLINE void store(bf16* to, F a) {
     __m256i bits = (__m256i)_mm512_cvtneps_pbh(a);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
 }
+#else
+ROSE_INLINE void store_upper(bf16* to, I a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(shift_right<16>(a)));
+}
+#endif
 ROSE_INLINE void store(fp16* to, F a) {
     __m256i bits = _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
@@ -222,6 +228,9 @@ ROSE_INLINE void store(fp16* to, F a) {
 }
 ROSE_INLINE __m128i narrowed(I a) {  // to 16 bits
     return _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+}
+ROSE_INLINE void store_upper(bf16* to, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrowed(shift_right<16>(a)));
 }
 ROSE_INLINE void store(int8_t* to, I a) {
     const __m128i halves = narrowed(a);
@@ -368,16 +377,22 @@ ROSE_INLINE F load(const int8_t* from) {
 ROSE_INLINE void store(fp16* to, F a) {
     for (int lane = 0; lane < LANES; lane++) narrow(a[lane], to[lane]);
 }
+ROSE_INLINE void store_upper(bf16* to, I a) {
+    for (int lane = 0; lane < LANES; lane++) to[lane].bits = uint16_t(uint32_t(a[lane]) >> 16);
+}
 ROSE_INLINE void store(int8_t* to, I a) {
     for (int lane = 0; lane < LANES; lane++) to[lane] = int8_t(a[lane]);
 }
 #endif
 
-#if !defined(ROSE_AVX512)
+#if !defined(ROSE_BF16)
+// As narrow does it.
 ROSE_INLINE void store(bf16* to, F a) {
-    float lanes[LANES];
-    store(lanes, a);
-    for (int lane = 0; lane < LANES; lane++) narrow(lanes[lane], to[lane]);
+    const I bits = as_ints(a), size = both(bits, splat(int32_t(0x7fffffff)));
+    const I nan = shift_right<31>(sub(splat(int32_t(0x7f800000)), size));  // all bits, or none
+    const I even = add(both(shift_right<16>(bits), splat(int32_t(1))), splat(int32_t(0x7fff)));
+    const I up = both(even, sub(splat(int32_t(-1)), nan));
+    store_upper(to, either(add(bits, up), both(nan, splat(int32_t(0x400000)))));
 }
 #endif
 

@@ -43,7 +43,7 @@ void float_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     });
 }
 
-#if defined(ROSE_AVX512)
+#if defined(ROSE_BF16)
 // The same of bf16 pairs.
 template <int R, int C>
 void pair_tiles(const Panel& panel, int c, const char* prepared, float* sums) {

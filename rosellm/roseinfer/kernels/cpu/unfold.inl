@@ -82,7 +82,7 @@ inline void unfold_points(const char* tile, const Matrix& w, char* to) {
 // -- Panels ------------------------------------------------------------------------------------
 
 inline bool in_pairs(const Matrix& w) {  // read as they are
-#if defined(ROSE_AVX512)
+#if defined(ROSE_BF16)
     return w.format == BF16;
 #else
     return w.format == BF16 && false;

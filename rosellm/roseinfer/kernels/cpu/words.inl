@@ -140,7 +140,7 @@ struct Fp32Words {
     }
 };
 
-#if defined(ROSE_AVX512)
+#if defined(ROSE_BF16)
 
 struct Bf16Words {
     static constexpr int DEPTH = 2, WHOLE = 1;
