@@ -33,8 +33,7 @@ typedef float Floats __attribute__((vector_size(16)));
 constexpr int64_t LANES = sizeof(Floats) / 4;
 
 #if defined(__x86_64__)
-#define KEEP(value) asm volatile("" : "+x"(value))
-#define KEEP_WIDE(value) asm volatile("" : "+v"(value))
+#define KEEP(value) asm volatile("" : "+v"(value))  // any register that there is
 #else
 #define KEEP(value) asm volatile("" : "+w"(value))
 #endif
@@ -115,14 +114,14 @@ void peak_bf16(void*, int64_t, int) {
 #endif
     __m512 sums[SUMS] = {};
     __m512i one = {}, two = {};
-    KEEP_WIDE(one);
-    KEEP_WIDE(two);
+    KEEP(one);
+    KEEP(two);
     for (int64_t i = 0; i < ROUNDS; i++) {
 #pragma GCC unroll 16
         for (int s = 0; s < SUMS; s++)
             sums[s] = _mm512_dpbf16_ps(sums[s], (__m512bh)one, (__m512bh)two);
 #pragma GCC unroll 16
-        for (int s = 0; s < SUMS; s++) KEEP_WIDE(sums[s]);
+        for (int s = 0; s < SUMS; s++) KEEP(sums[s]);
     }
 }
 #else
@@ -146,8 +145,8 @@ void peak_int8(void*, int64_t, int) {
         });
 #endif
     __m512i sums[SUMS] = {}, one = {}, two = {};
-    KEEP_WIDE(one);
-    KEEP_WIDE(two);
+    KEEP(one);
+    KEEP(two);
     for (int64_t i = 0; i < ROUNDS; i++) {
 #pragma GCC unroll 16
         for (int s = 0; s < SUMS; s++)

@@ -1,12 +1,12 @@
 // The C ABI: what Python calls. Nothing here computes.
 #include <cstring>
 
-#if defined(ROSE_HAS_AMX)
+#if defined(ROSE_HAS_AVX2_VNNI) || defined(ROSE_HAS_AMX)
 #include <cpuid.h>
-#if defined(__linux__)
+#endif
+#if defined(ROSE_HAS_AMX) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 #endif
 
 #include "kernels.h"
@@ -24,6 +24,25 @@ bool has_avx2() {  // and F16C, which is older
 }
 #endif
 
+#if defined(ROSE_HAS_AVX2_VNNI) || defined(ROSE_HAS_AVX512_BF16)
+Kernels with(const Multiplying& other, Kernels table) {
+    table.level = other.level;
+    table.linear = other.linear;
+    if (other.attention) table.attention = other.attention;
+    return table;
+}
+#endif
+
+#if defined(ROSE_HAS_AVX2_VNNI)
+bool has_avx2_vnni() {
+    constexpr unsigned VNNI = 1u << 4;
+    unsigned features = 0, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &features, &b, &c, &d) && (features & VNNI);
+}
+
+const Kernels avx2_vnni_kernels = with(vnni_multiplying, avx2_kernels);
+#endif
+
 #if defined(ROSE_HAS_AVX512)
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -33,17 +52,9 @@ bool has_avx512() {
 #endif
 
 #if defined(ROSE_HAS_AVX512_BF16)
-Kernels avx512_with(const Multiplying& other) {
-    Kernels table = avx512_kernels;
-    table.level = other.level;
-    table.linear = other.linear;
-    table.attention = other.attention;
-    return table;
-}
-
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-const Kernels avx512_bf16_kernels = avx512_with(bf16_multiplying);
+const Kernels avx512_bf16_kernels = with(bf16_multiplying, avx512_kernels);
 #endif
 
 #if defined(ROSE_HAS_AMX)
@@ -61,7 +72,7 @@ bool has_amx() {
 #endif
 }
 
-const Kernels amx_kernels = avx512_with(amx_multiplying);
+const Kernels amx_kernels = with(amx_multiplying, avx512_kernels);
 #endif
 
 // The best level that this processor has, or the one of that name; null if it has none such.
@@ -77,6 +88,9 @@ const Kernels* find_level(const char* name) {
 #endif
 #if defined(ROSE_HAS_AVX512)
     if (fits(avx512_kernels) && has_avx512()) return &avx512_kernels;
+#endif
+#if defined(ROSE_HAS_AVX2_VNNI)
+    if (fits(avx2_vnni_kernels) && has_avx2_vnni()) return &avx2_vnni_kernels;
 #endif
 #if defined(ROSE_HAS_AVX2)
     if (fits(avx2_kernels) && has_avx2()) return &avx2_kernels;

@@ -27,13 +27,15 @@ COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=of
           "-Wall", "-Wextra", "-Werror=return-type")  # fmt: skip
 ONCE = ("api.cpp", "pool.cpp", "program.cpp")
 INTERFACE = ("api.cpp", "kernels.h", "program.h")
-_AVX512 = ("-DROSE_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
+_AVX2 = ("-DROSE_AVX2", "-mavx2", "-mfma", "-mf16c")
+_AVX512 = ("-DROSE_AVX512", "-DROSE_VNNI", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
            "-mavx512vnni", "-mfma", "-mf16c")  # fmt: skip
 _AVX512_BF16 = (*_AVX512, "-DROSE_BF16", "-mavx512bf16")
-# From the lowest to the highest, see _link. Each includes what those before it have.
+# From the lowest to the highest, see _link.
 LEVELS: dict[str, tuple[str, ...]] = {
     "portable": (),
-    "avx2": ("-DROSE_AVX2", "-mavx2", "-mfma", "-mf16c"),
+    "avx2": _AVX2,
+    "avx2_vnni": (*_AVX2, "-DROSE_VNNI", "-mavxvnni"),
     "avx512": _AVX512,
     "avx512_bf16": _AVX512_BF16,
     "amx": (*_AVX512_BF16, "-DROSE_AMX", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
@@ -108,7 +110,7 @@ def _compile(command: list[str], scratch: Path) -> list[Path]:
 
 
 def _levels(command: list[str], scratch: Path) -> list[str]:
-    """The levels that this kind of processor has and the compiler knows: those up to the first no.
+    """The levels that this kind of processor has and the compiler knows.
 
     x86 alone has some to choose from: what is beyond the portable one elsewhere, as NEON is,
     belongs to every processor of that kind.
@@ -125,8 +127,8 @@ def _levels(command: list[str], scratch: Path) -> list[str]:
             print(
                 f"{command[0]} does not know the level {level}, which is left out", file=sys.stderr
             )
-            break
-        levels.append(level)
+        else:
+            levels.append(level)
     return levels
 
 

@@ -174,15 +174,16 @@ struct Kernels {
 
 extern const Kernels avx512_kernels, avx2_kernels, portable_kernels;
 
-// What the levels above AVX-512 replace in its table. These are constants: code of a level must not
-// run before it is known that the processor has it.
+// What a level replaces in the table of another: 8-bit dot products in that of AVX2, bf16 and AMX in
+// AVX-512's. These are constants: code of a level must not run before it is known that the processor
+// has it.
 struct Multiplying {
     const char* level;
     decltype(Kernels::linear) linear;
-    decltype(Kernels::attention) attention;
+    decltype(Kernels::attention) attention;  // null: as it is
 };
 
-extern const Multiplying bf16_multiplying, amx_multiplying;
+extern const Multiplying vnni_multiplying, bf16_multiplying, amx_multiplying;
 
 // The level in use.
 const Kernels& kernels();

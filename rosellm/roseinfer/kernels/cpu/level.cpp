@@ -1,7 +1,16 @@
 // One dispatch level: compiled once for each, with that level's instructions allowed.
 #include "kernels.h"
 
-#if defined(ROSE_BF16)  // has products and attention of its own; all else is AVX-512's
+#if defined(ROSE_AVX2) && defined(ROSE_VNNI)  // has products of its own; all else is AVX2's
+#include "matmul.inl"
+
+namespace rose {
+
+const Multiplying vnni_multiplying = {"avx2_vnni", matmul::linear, nullptr};
+
+}  // namespace rose
+
+#elif defined(ROSE_BF16)  // and attention; all else is AVX-512's
 #include "attention.inl"
 #include "matmul.inl"
 

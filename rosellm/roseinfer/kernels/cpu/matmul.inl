@@ -111,10 +111,12 @@ constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3]
 template <class Kind>
 constexpr Loops MANY[] = {loops<Kind, 1, 2>(), loops<Kind, 2, 1>(), loops<Kind, 3, 1>(),
                           loops<Kind, 4, 1>(), loops<Kind, 6, 1>()};
+#if defined(ROSE_WIDENING)
 template <>
 constexpr Loops MANY<Points<POINTS>>[] = {
     loops<Points<POINTS>, 1, 2>(), loops<Points<POINTS>, 2, 1>(), loops<Points<POINTS>, 3, 1>(),
     loops<Points<POINTS>, 4, 1>()};
+#endif
 template <>
 constexpr Loops MANY<CodesAlone>[] = {loops<CodesAlone, 1, 1>(), loops<CodesAlone, 2, 1>(),
                                      loops<CodesAlone, 3, 1>(), loops<CodesAlone, 4, 1>()};
@@ -255,6 +257,7 @@ constexpr int64_t BLOCK_BYTES = 4 << 20;    // of prepared rows, but for the fir
 constexpr int64_t FEW_ROWS = 4;             // for which panels are wide
 constexpr int64_t MOST_WIDTH = 4;           // tiles of a panel
 constexpr int64_t UNIT_BYTES = 256 << 10;   // of weights, at least, where there are few rows
+constexpr int64_t MOST_PANELS = 8;          // of a unit, where there are many
 
 // What all units of a block of rows share.
 struct Block {
@@ -310,45 +313,57 @@ inline void multiply_panel(const Block& block, const Panel& panel, int64_t first
     }
 }
 
-inline void multiply_unit(const Block& block, int64_t panel_index, int64_t row_tile,
+// Tiles of rows [row_tile, row_tile + row_tiles) and a panel, after which `next` is multiplied.
+inline void multiply_unit(const Block& block, int64_t panel_index, int64_t next, int64_t row_tile,
                           int64_t row_tiles) {
     thread_local Workspace kept;
     const Matrix& w = block.target.w;
-    const int64_t first = panel_index * block.width;
+    const int64_t first = panel_index * block.width, k = padded_k(w);
     const int64_t tiles = smaller(block.width, tiles_of(w) - first);
-    Panel panel{w, tile_at(w, first), bytes_of_tile(w), nullptr};
+    Panel panel{w, tile_at(w, first), bytes_of_tile(w), nullptr, nullptr, 0};
     if (block.choice.unfold) panel.unfold(tiles, kept);
 #if defined(ROSE_AMX)
     const Form form = block.choice.family.form;
     std::optional<AmxShapes> shapes;
     if (form == Form::AMX_POINTS || form == Form::AMX_PAIRS) shapes.emplace(TILE, amx_bytes(w));
 #endif
-    for (int64_t i = 0; i < row_tiles; i++)
+    const int64_t share = ceil_div(block.width * bytes_of_tile(w), row_tiles);
+    panel.pace = ceil_div(share, k);
+    for (int64_t i = 0; i < row_tiles; i++) {
+        panel.coming = tile_at(w, next * block.width) + i * share;
         multiply_panel(block, panel, first, tiles, row_tile + i);
+    }
+}
+
+// Panels [first, first + count), or those of them that exist.
+inline void multiply_units(const Block& block, int64_t first, int64_t count, int64_t row_tile,
+                           int64_t row_tiles) {
+    const int64_t end = smaller(block.panels(), first + count);
+    for (int64_t i = first; i < end; i++)
+        multiply_unit(block, i, smaller(i + 1, end - 1), row_tile, row_tiles);
 }
 
 // One tile of rows: units are runs of panels.
 inline void multiply_few(const Block& block) {
-    const Matrix& w = block.target.w;
-    const int64_t panels = block.panels(), each = block.width * bytes_of_tile(w);
+    const int64_t panels = block.panels(), each = block.width * bytes_of_tile(block.target.w);
     const int64_t fair = larger(1, panels / (UNITS_EACH * pool_size()));
     const int64_t run = smaller(fair, ceil_div(UNIT_BYTES, each));
     parallel_for(ceil_div(panels, run), [&](int64_t unit, int) {
-        for (int64_t i = unit * run; i < smaller(panels, (unit + 1) * run); i++)
-            multiply_unit(block, i, 0, 1);
+        multiply_units(block, unit * run, run, 0, 1);
     });
 }
 
-// Many: units are a panel and all tiles of rows, or parts of them where panels are few.
+// Many: units are some panels and all tiles of rows, or parts of them where panels are few.
 inline void multiply_many(const Block& block) {
     const int64_t panels = block.panels(), row_tiles = block.row_tiles();
     const int64_t parts =
         smaller(row_tiles, ceil_div(UNITS_EACH * pool_size(), panels));
-    const int64_t run = ceil_div(row_tiles, parts);
-    parallel_for(panels * parts, [&](int64_t unit, int) {
-        const int64_t first = unit % parts * run;
+    const int64_t high = ceil_div(row_tiles, parts);
+    const int64_t run = larger(1, smaller(MOST_PANELS, panels / (UNITS_EACH * pool_size())));
+    parallel_for(ceil_div(panels, run) * parts, [&](int64_t unit, int) {
+        const int64_t first = unit % parts * high;
         if (first < row_tiles)
-            multiply_unit(block, unit / parts, first, smaller(run, row_tiles - first));
+            multiply_units(block, unit / parts * run, run, first, smaller(high, row_tiles - first));
     });
 }
 

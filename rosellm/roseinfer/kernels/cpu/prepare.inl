@@ -27,7 +27,7 @@ namespace rose {
 namespace {
 namespace matmul {
 
-#if defined(ROSE_AVX2)
+#if defined(ROSE_WIDENING)
 using Code = int16_t;  // of points: there are only products of 16 bits that cannot overflow
 // Each four in the order 0, 2, 1, 3, see Quad.
 ROSE_INLINE void put(Code* to, I codes) {

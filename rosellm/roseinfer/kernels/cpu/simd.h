@@ -31,6 +31,10 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(ROSE_AVX2) && !defined(ROSE_VNNI)
+#define ROSE_WIDENING  // bytes are multiplied as numbers of 16 bits
+#endif
+
 #if defined(__clang__)
 #define ROSE_UNROLL _Pragma("unroll")
 #else

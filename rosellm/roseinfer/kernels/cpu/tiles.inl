@@ -12,6 +12,36 @@ namespace rose {
 namespace {
 namespace matmul {
 
+// Asks for the line of weights that is read that much later. Processors whose vectors are half a line
+// ask too late by themselves: pages are short, and each begins anew.
+ROSE_INLINE void ask_ahead([[maybe_unused]] const void* weights) {
+#if defined(ROSE_AVX2)
+    constexpr int64_t AHEAD = 3072;
+    _mm_prefetch(static_cast<const char*>(weights) + AHEAD, _MM_HINT_T0);
+#endif
+}
+
+// What is read next, asked for while something else is multiplied: C lines with each line of C tiles.
+// Many at once would make a core wait, which keeps a dozen under way. Where rows are so few that
+// memory is waited for anyway, asking makes it slower. (Where vectors are half a line, see ask_ahead.)
+template <int R, int C>
+class Coming {
+   public:
+    // From what is asked for with input `first` on; so many inputs a line.
+    Coming(const Panel& panel, int64_t first, int64_t inputs)
+        : at_(panel.coming + first * panel.pace), step_(inputs * panel.pace) {}
+
+    ROSE_INLINE void ask() {
+        if constexpr (LANES != 16 || R <= 4) return;
+        repeat<C>([&](auto i) { __builtin_prefetch(at_ + i * LINE, 0, 2); });
+        at_ += step_;
+    }
+
+   private:
+    const char* at_;
+    int64_t step_;
+};
+
 // -- Floats ------------------------------------------------------------------------------------
 
 // Sums [C][R][16] of a prepared tile of R rows and tiles c.. of a panel, whose weights are T.
@@ -21,9 +51,11 @@ void float_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const float* x = reinterpret_cast<const float*>(prepared);
     const char* tiles[C];
     for (int i = 0; i < C; i++) tiles[i] = panel.floats(c + i);
+    Coming<R, C> coming(panel, 0, 2);
     F all[R][C * V];
     repeat<R>([&](auto r) { repeat<C * V>([&](auto v) { all[r][v] = zero(); }); });
     for (int64_t pair = 0; pair < pairs; pair++) {
+        coming.ask();
         repeat<2>([&](auto odd) {
             F weights[C * V];
             repeat<C * V>([&](auto v) {
@@ -50,10 +82,12 @@ void pair_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const int64_t pairs = padded_k(panel.w) / 2, apart = panel.apart;
     const char* tile = panel.tile(c);
     const auto* x = reinterpret_cast<const int32_t*>(prepared);
+    Coming<R, C> coming(panel, 0, 2);
     __m512 all[R][C];
     repeat<R>([&](auto r) { repeat<C>([&](auto i) { all[r][i] = _mm512_setzero_ps(); }); });
     for (int64_t k = 0; k < pairs; k++, x += R, tile += LINE) {
         __m512i weights[C];
+        coming.ask();
         repeat<C>([&](auto i) { weights[i] = _mm512_load_si512(tile + i * apart); });
         repeat<R>([&](auto r) {
             const __m512i value = _mm512_set1_epi32(x[r]);
@@ -71,27 +105,16 @@ void pair_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
 // -- Points ------------------------------------------------------------------------------------
 // A Sum holds 16 int32, somehow; `dot` adds the products of four inputs; all of it is exact.
 
-#if defined(ROSE_AVX512)
-using Sum = __m512i;
-using Quads = __m512i;  // four inputs of 16 outputs
-using Quad = __m512i;   // four inputs of a row
-
-ROSE_INLINE Sum sum_of(int32_t start) { return _mm512_set1_epi32(start); }
-ROSE_INLINE Quads quads_at(const uint8_t* w) { return _mm512_load_si512(w); }
-ROSE_INLINE Quads quads_of(const I (&points)[V]) { return points[0]; }
-ROSE_INLINE Quad quad_at(const Code* x) {
-    int32_t four;
-    std::memcpy(&four, x, sizeof four);
-    return _mm512_set1_epi32(four);
-}
-ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
-    // not the intrinsic: gcc would copy the sum from register to register, and to memory
-    asm("vpdpbusd %2, %1, %0" : "+v"(all) : "v"(w), "v"(x));
+#if defined(ROSE_AVX512) || defined(ROSE_AVX2)
+// Four bytes. Of two neighbours gcc would load eight, and part them in registers.
+ROSE_INLINE I broadcast(const void* from) {
+    I all;
+    asm("vpbroadcastd %1, %0" : "=v"(all) : "m"(*static_cast<const char(*)[4]>(from)));
     return all;
 }
-ROSE_INLINE F total_of(Sum all, int) { return floats(all); }
+#endif
 
-#elif defined(ROSE_AVX2)
+#if defined(ROSE_WIDENING)
 // Products of bytes that are added two by two overflow 16 bits: inputs are widened to them first. A
 // line's inputs 0 and 2 lie right for that where 1 and 3 are masked, and these where it is shifted.
 struct Sum {  // eight outputs a vector, as below
@@ -105,24 +128,12 @@ struct Quad {
 };
 
 ROSE_INLINE Sum sum_of(int32_t start) { return {splat(start), splat(start)}; }
-// Asks for the line of weights that is read that much later. Processors whose vectors are half a line
-// ask too late by themselves: pages are short, and each begins anew.
-ROSE_INLINE void ask_ahead(const void* weights) {
-    constexpr int64_t AHEAD = 3072;
-    _mm_prefetch(static_cast<const char*>(weights) + AHEAD, _MM_HINT_T0);
-}
 ROSE_INLINE __m256i even(__m256i inputs) { return both(inputs, splat(int32_t(0x00ff00ff))); }
 ROSE_INLINE __m256i odd(__m256i inputs) { return _mm256_srli_epi16(inputs, 8); }
 ROSE_INLINE Quads quads_at(const uint8_t* w) {
     ask_ahead(w);
     const __m256i first = load_ints(w), last = load_ints(w + LINE / 2);
     return {even(first), odd(first), even(last), odd(last)};
-}
-// Four bytes. Of two neighbours gcc would load eight, and part them in registers.
-ROSE_INLINE __m256i broadcast(const void* from) {
-    __m256i all;
-    asm("vpbroadcastd %1, %0" : "=x"(all) : "m"(*static_cast<const char(*)[4]>(from)));
-    return all;
 }
 ROSE_INLINE Quad quad_at(const Code* x) { return {broadcast(x), broadcast(x + 2)}; }
 // Adds products of pairs. Not the intrinsics: gcc would add them to each other first, which takes
@@ -143,44 +154,72 @@ ROSE_INLINE F total_of(const Sum& all, int v) { return floats(v ? all.last : all
 
 #else
 struct Sum {
-    I of[4];
+    I of[V];
 };
 struct Quads {
-    U of[4];
+    I of[V];
 };
+
+ROSE_INLINE Sum sum_of(int32_t start) {
+    Sum all;
+    repeat<V>([&](auto v) { all.of[v] = splat(start); });
+    return all;
+}
+ROSE_INLINE Quads quads_at(const uint8_t* w) {
+    ask_ahead(w);
+    Quads quads;
+    repeat<V>([&](auto v) { quads.of[v] = load_ints(w + v * LANES * 4); });
+    return quads;
+}
+ROSE_INLINE Quads quads_of(const I (&points)[V]) {
+    Quads quads;
+    repeat<V>([&](auto v) { quads.of[v] = points[v]; });
+    return quads;
+}
+ROSE_INLINE F total_of(const Sum& all, int v) { return floats(all.of[v]); }
+
+#if defined(ROSE_VNNI)
+using Quad = I;
+
+ROSE_INLINE Quad quad_at(const Code* x) { return broadcast(x); }
+ROSE_INLINE I dot(I all, I w, const Quad& x) {
+    // not the intrinsic: gcc would copy the sum from register to register, and to memory
+#if defined(__AVX512VNNI__)
+    asm("vpdpbusd %2, %1, %0" : "+v"(all) : "v"(w), "v"(x));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(all) : "x"(w), "x"(x));
+#endif
+    return all;
+}
+#else
 struct Quad {
     int32_t of[4];
 };
 
-ROSE_INLINE Sum sum_of(int32_t start) {
-    return {{splat(start), splat(start), splat(start), splat(start)}};
-}
-ROSE_INLINE Quads quads_at(const uint8_t* w) {
-    Quads quads;
-    std::memcpy(&quads, w, sizeof quads);
-    return quads;
-}
-ROSE_INLINE Quads quads_of(const I (&points)[V]) {
-    return {{(U)points[0], (U)points[1], (U)points[2], (U)points[3]}};
-}
 ROSE_INLINE Quad quad_at(const Code* x) { return {{x[0], x[1], x[2], x[3]}}; }
-ROSE_INLINE Sum dot(Sum all, Quads w, Quad x) {
-    for (int i = 0; i < 4; i++)
-        all.of[i] += (I)(w.of[i] & 255) * x.of[0] + (I)(w.of[i] >> 8 & 255) * x.of[1] +
-                     (I)(w.of[i] >> 16 & 255) * x.of[2] + (I)(w.of[i] >> 24) * x.of[3];
-    return all;
+ROSE_INLINE I dot(I all, I w, const Quad& x) {
+    const U bytes = (U)w;
+    return all + (I)(bytes & 255) * x.of[0] + (I)(bytes >> 8 & 255) * x.of[1] +
+           (I)(bytes >> 16 & 255) * x.of[2] + (I)(bytes >> 24) * x.of[3];
 }
-ROSE_INLINE F total_of(Sum all, int v) { return floats(all.of[v]); }
 #endif
 
-// Calls add(quads of C tiles) for every four of so many inputs, which lie so far into the points.
-template <int C, class Add>
-ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t offset, int64_t count,
+ROSE_INLINE Sum dot(Sum all, const Quads& w, const Quad& x) {
+    repeat<V>([&](auto v) { all.of[v] = dot(all.of[v], w.of[v], x); });
+    return all;
+}
+#endif
+
+// Calls add(quads of C tiles) for every four of inputs [first, last), whose points are at `offset`.
+template <int R, int C, class Add>
+ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t offset, int64_t first, int64_t last,
                            const Add& add) {
     const uint8_t* points[C];
     for (int i = 0; i < C; i++) points[i] = panel.points(c + i) + offset;
-    for (int64_t at = 0; at < count * TILE; at += LINE) {
+    Coming<R, C> coming(panel, first, 4);
+    for (int64_t at = 0; at < (last - first) * TILE; at += LINE) {
         Quads quads[C];
+        coming.ask();
         repeat<C>([&](auto i) { quads[i] = quads_at(points[i] + at); });
         add(quads);
     }
@@ -188,10 +227,11 @@ ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t offset, int64_t co
 
 #if !defined(ROSE_AVX2)
 // The same of int4; with AVX2, code_tiles take its place.
-template <int C, class Add>
+template <int R, int C, class Add>
 ROSE_INLINE void for_unfolded(const Panel& panel, int c, int64_t first, int64_t last,
                               const Add& add) {
     const Block4 block(panel.w);
+    Coming<R, C> coming(panel, first, 8);
     for (int64_t at = first / PART; at < last / PART; at++) {
         const Part part(block, at);
         const char* codes[C];
@@ -201,6 +241,7 @@ ROSE_INLINE void for_unfolded(const Panel& panel, int c, int64_t first, int64_t 
             grids[v] = grid_of(panel.tile(c + v / V), part, v % V * LANES);
         });
         for (int64_t line = 0; line < PART / 8; line++) {
+            coming.ask();
             repeat<2>([&](auto high) {
                 Quads quads[C];
                 repeat<C>([&](auto i) {
@@ -225,11 +266,11 @@ template <int R, int C>
 ROSE_INLINE void add_codes(const Panel& panel, int c, const Part& part, const Code* x,
                            Sum (&all)[R][C]) {
     constexpr int QUADS = PART / 4;
-    const __m512i nibble = splat(int32_t(0x0f0f0f0f)), ones = splat(int32_t(0x01010101));
+    const I nibble = splat(int32_t(0x0f0f0f0f)), ones = splat(int32_t(0x01010101));
     Quad quads[QUADS][R];
-    Sum x_sum[R];
+    I x_sum[R];
     repeat<R>([&](auto r) {
-        x_sum[r] = sum_of(0);
+        x_sum[r] = splat(int32_t(0));
         repeat<QUADS>([&](auto i) {
             quads[i][r] = quad_at(x + (i * R + r) * 4);
             x_sum[r] = dot(x_sum[r], ones, quads[i][r]);
@@ -237,11 +278,11 @@ ROSE_INLINE void add_codes(const Panel& panel, int c, const Part& part, const Co
     });
     repeat<C>([&](auto i) {
         const char* tile = panel.tile(c + i);
-        Sum sums[R];
-        repeat<R>([&](auto r) { sums[r] = sum_of(0); });
+        I sums[R];
+        repeat<R>([&](auto r) { sums[r] = splat(int32_t(0)); });
         repeat<QUADS / 2>([&](auto line) {
             const __m512i two = load_ints(tile + part.codes() + line * LINE);
-            const __m512i low = both(two, nibble), high = both(shift_right<4>(two), nibble);
+            const I low = both(two, nibble), high = both(shift_right<4>(two), nibble);
             repeat<R>([&](auto r) {
                 sums[r] = dot(sums[r], low, quads[2 * line][r]);
                 sums[r] = dot(sums[r], high, quads[2 * line + 1][r]);
@@ -253,7 +294,7 @@ ROSE_INLINE void add_codes(const Panel& panel, int c, const Part& part, const Co
         const I offset = both(shift_right(offsets, 8 * part.number), splat(int32_t(255)));
         repeat<R>([&](auto r) {
             const I whole = add(mul(step, sums[r]), mul(offset, x_sum[r]));
-            all[r][i] = add(all[r][i], whole);
+            all[r][i].of[0] = add(all[r][i].of[0], whole);
         });
     });
 }
@@ -284,9 +325,10 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
             });
             x += 4 * R;
         };
-        if constexpr (READING == POINTS) for_quads<C>(panel, c, points(group), last - first, add_four);
+        if constexpr (READING == POINTS)
+            for_quads<R, C>(panel, c, points(group), first, last, add_four);
 #if !defined(ROSE_AVX2)
-        if constexpr (READING == UNFOLDING) for_unfolded<C>(panel, c, first, last, add_four);
+        if constexpr (READING == UNFOLDING) for_unfolded<R, C>(panel, c, first, last, add_four);
 #endif
 #if defined(ROSE_AVX512)
         if constexpr (READING == CODES)

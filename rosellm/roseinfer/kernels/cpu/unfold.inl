@@ -90,7 +90,7 @@ inline bool in_pairs(const Matrix& w) {  // read as they are
 }
 
 inline bool in_codes(const Matrix& w) {  // multiplied as they are, whatever the number of rows
-#if defined(ROSE_AVX2)
+#if defined(ROSE_WIDENING)
     return w.format == INT4;
 #else
     return w.format == INT4 && false;
@@ -107,6 +107,8 @@ struct Panel {
     const char* tiles;     // the first one
     int64_t apart;         // bytes from tile to tile
     const char* unfolded;  // all tiles, one after another, or null
+    const char* coming;    // what is read next, see Coming
+    int64_t pace;          // bytes of it for each input
 
     const char* tile(int64_t c) const { return tiles + c * apart; }
 
