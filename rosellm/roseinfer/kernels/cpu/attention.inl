@@ -127,7 +127,7 @@ class TileWork {
 
    private:
     using Alone = typename Words::Alone;
-    static constexpr int BLOCK = 64 * Words::DEPTH;
+    static constexpr int BLOCK = LANES == 16 ? 128 : 64;  // positions
     static constexpr int STEP = LANES * Words::DEPTH;  // columns of scores that make words
     static constexpr int WHOLE = Words::WHOLE * Words::DEPTH;  // numbers multiplied as one
     static_assert(STEP % WHOLE == 0);
