@@ -257,7 +257,7 @@ constexpr int64_t BLOCK_BYTES = 4 << 20;    // of prepared rows, but for the fir
 constexpr int64_t FEW_ROWS = 4;             // for which panels are wide
 constexpr int64_t MOST_WIDTH = 4;           // tiles of a panel
 constexpr int64_t UNIT_BYTES = 256 << 10;   // of weights, at least, where there are few rows
-constexpr int64_t MOST_PANELS = 8;          // of a unit, where there are many
+constexpr int64_t UNIT_TILES = 24;          // of rows, by panels: those of a unit, where there are many
 
 // What all units of a block of rows share.
 struct Block {
@@ -353,13 +353,15 @@ inline void multiply_few(const Block& block) {
     });
 }
 
-// Many: units are some panels and all tiles of rows, or parts of them where panels are few.
+// Many: units are panels and all tiles of rows, or parts of them where panels are few. The more tiles,
+// the fewer panels: threads shall end together, and a panel is soon read beside what is done with it.
 inline void multiply_many(const Block& block) {
     const int64_t panels = block.panels(), row_tiles = block.row_tiles();
     const int64_t parts =
         smaller(row_tiles, ceil_div(UNITS_EACH * pool_size(), panels));
     const int64_t high = ceil_div(row_tiles, parts);
-    const int64_t run = larger(1, smaller(MOST_PANELS, panels / (UNITS_EACH * pool_size())));
+    const int64_t fair = panels / (UNITS_EACH * pool_size());
+    const int64_t run = larger(1, smaller(UNIT_TILES / high, fair));
     parallel_for(ceil_div(panels, run) * parts, [&](int64_t unit, int) {
         const int64_t first = unit % parts * high;
         if (first < row_tiles)
