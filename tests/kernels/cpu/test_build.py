@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from shutil import copy, copytree, ignore_patterns
+from shutil import copy, copytree, ignore_patterns, which
 
 import pytest
 
@@ -141,6 +142,27 @@ def test_a_compiler_makes_a_library_that_loads(tmp_path, monkeypatch, levels):
     library = open_library(tmp_path / "library.so")
     assert isinstance(library, Library)
     assert library.set_level("avx512") in (False, levels > [*LEVELS].index("avx512"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_is_reached_through_constants_alone(tmp_path, level):
+    """Code of a level must not run before it is known that the processor has it.
+
+    A function that filled in a level's table once ran, with that level's instructions, whenever the
+    library was loaded: on a processor without them that ended the process.
+    """
+    command, nm = build.compiler(), which("nm")
+    if command is None or nm is None or (level != "portable" and platform.machine() != "x86_64"):
+        pytest.skip("no C++ compiler, no nm, or another kind of processor")
+    target = tmp_path / "level.o"
+    flags = [*build.COMMON, "-O0", *LEVELS[level], "-c", build.HERE / "level.cpp", "-o", target]
+    subprocess.run([*command, *flags], check=True)
+    listed = subprocess.run([nm, "-P", target], check=True, capture_output=True, text=True)
+    symbols = [line.split()[:2] for line in listed.stdout.splitlines()]
+    assert not [name for name, _ in symbols if name.startswith("_GLOBAL__")]  # constructors
+    assert [name for name, kind in symbols if kind in "DR"]  # the table
+    assert not [name for name, kind in symbols if kind == "T"]  # functions for others to call
 
 
 # -- the package -----------------------------------------------------------------------------
