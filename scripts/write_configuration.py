@@ -121,7 +121,7 @@ other variables (`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, ...) count too |
 | `HF_HUB_OFFLINE` | `1` never asks the network: only what is in the cache is found |
 | `HF_ENDPOINT` | another hub than huggingface.co |
 | `ROSELLM_CPU_THREADS` | threads of the native CPU kernels (default: the cores it may use) |
-| `ROSELLM_CPU_LEVEL` | `portable`, `avx2`, `avx2_vnni`, `avx512`, `avx512_bf16` or `amx` |
+| `ROSELLM_CPU_LEVEL` | their level: `portable`, `avx2`, ... (CONTRIBUTING.md; default: the best) |
 | `OMP_NUM_THREADS` | threads of torch's products on a CPU |
 | `OMP_WAIT_POLICY` | set, it replaces the engine's own choice (`passive`, with a brief spin) |
 """
