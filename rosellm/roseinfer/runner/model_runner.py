@@ -199,7 +199,8 @@ class ModelRunner:
     def _choose(self, hidden: Tensor, rows: RowInputs, masks: Future[Bits] | None) -> Chosen | None:
         if not rows.wishes.rows:
             return None
-        logits = self._model.logits(hidden[rows.rows])
+        every = len(rows.rows) == len(hidden)  # they ascend, so there is nothing to gather
+        logits = self._model.logits(hidden if every else hidden[rows.rows])
         allowed = None
         if masks is not None:
             allowed = self._uploads.late(torch.from_numpy(masks.result()))
@@ -207,6 +208,8 @@ class ModelRunner:
 
     def _vectors(self, plan: StepPlan, hidden: Tensor) -> tuple[Tensor, ...]:
         """The vector of every work item that wants one, in fp32."""
+        if not any(work.pool for work in plan.work):
+            return ()
         parts = hidden[: plan.num_tokens].split([len(work.tokens) for work in plan.work])
         pairs = zip(plan.work, parts, strict=True)
         return tuple(pool(part, self._pooling) for work, part in pairs if work.pool)
