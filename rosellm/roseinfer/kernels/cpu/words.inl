@@ -13,7 +13,7 @@ namespace rose {
 namespace {
 
 // Rows that share a load of the other operand: as many sums as there are registers for.
-constexpr int SIDE_BY_SIDE = LANES == 16 ? 8 : LANES == 8 ? 6 : 4;
+constexpr int SIDE_BY_SIDE = LANES == 4 ? 4 : 6;
 // Rows whose softmax is one: those of a product, or those that the matrix unit takes.
 #if defined(ROSE_AMX)
 constexpr int TOGETHER = 16;
@@ -230,7 +230,8 @@ ROSE_INLINE void product_tile(const Product& p, const float* decay) {
 
 template <class Words, int ROWS>
 void product_rows(Product p, int64_t columns, const float* decay) {
-    constexpr int WIDE = ROWS == 1 ? 8 : ROWS == 2 ? 4 : 2;  // sums that wait for each other: few
+    // sums for which there are registers, and more than one so that they do not wait for each other
+    constexpr int WIDE = ROWS == 1 ? 8 : ROWS == 2 || LANES == 16 ? 4 : 2;
     auto take = [&](auto count) {
         constexpr int WIDTH = decltype(count)::value;
         for (; columns >= WIDTH * LANES; columns -= WIDTH * LANES) {
