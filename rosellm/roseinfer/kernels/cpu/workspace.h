@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstdlib>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace rose {
 namespace {
 
@@ -23,11 +27,18 @@ class Workspace {
     }
 
    private:
+    // Rows of activations lie pages apart, so that a tile of them needs many small pages at a time.
+    static constexpr size_t HUGE = 2 << 20;
+
     void grow(size_t bytes) {
         std::free(memory_);
-        size_ = (bytes + bytes / 4 + 63) / 64 * 64;
-        memory_ = std::aligned_alloc(64, size_);
+        const size_t wanted = bytes + bytes / 4, step = wanted < HUGE ? 64 : HUGE;
+        size_ = (wanted + step - 1) / step * step;
+        memory_ = std::aligned_alloc(step, size_);
         if (!memory_) std::abort();  // there is no way on, and nobody to tell
+#if defined(__linux__)
+        if (step == HUGE) madvise(memory_, size_, MADV_HUGEPAGE);
+#endif
     }
 
     void* memory_ = nullptr;
