@@ -110,8 +110,8 @@ struct Part {
     int64_t block;
     int number;
 
-    Part(const Block4& in, int64_t part)
-        : in(in), block(part / PARTS * in.bytes), number(int(part % PARTS)) {}
+    Part(const Block4& in, uint64_t part)  // unsigned, for which division by 4 is a shift
+        : in(in), block(int64_t(part / PARTS) * in.bytes), number(int(part % PARTS)) {}
 
     int64_t steps() const { return block + in.steps; }
     int64_t offsets() const { return block + in.offsets; }

@@ -29,20 +29,24 @@ struct Loops {
     Loop one, two, four;
 };
 
-template <class T>
+template <class T, bool ASKING = true>
 struct Floats {
     template <int R, int C>
-    static constexpr Loop loop = float_tiles<T, R, C>;
+    static constexpr Loop loop = float_tiles<T, R, C, ASKING>;
+    using Quiet = Floats<T, false>;
 };
-template <Reading READING>
+template <Reading READING, bool ASKING = true>
 struct Points {
     template <int R, int C>
-    static constexpr Loop loop = point_tiles<READING, R, C>;
+    static constexpr Loop loop = point_tiles<READING, R, C, ASKING>;
+    using Quiet = Points<READING, false>;
 };
 #if defined(ROSE_BF16)
+template <bool ASKING = true>
 struct Pairs {
     template <int R, int C>
-    static constexpr Loop loop = pair_tiles<R, C>;
+    static constexpr Loop loop = pair_tiles<R, C, ASKING>;
+    using Quiet = Pairs<false>;
 };
 #if defined(ROSE_AMX)
 struct OrderedPairs {
@@ -107,6 +111,10 @@ constexpr Loops FEW<Points<UNFOLDING>>[] = {
 template <class Kind>
 constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3],
                           FEW<Kind>[4], FEW<Kind>[5], loops<Kind, 12, 2>()};
+// Where rows are so many that loops need not ask for what is read next: see ask_for_share.
+template <class Kind>
+constexpr Loops MOST[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3],
+                          FEW<Kind>[4], FEW<Kind>[5], loops<typename Kind::Quiet, 12, 2>()};
 #elif defined(ROSE_AVX2)
 template <class Kind>
 constexpr Loops MANY[] = {loops<Kind, 1, 2>(), loops<Kind, 2, 1>(), loops<Kind, 3, 1>(),
@@ -122,24 +130,35 @@ constexpr Loops MANY<CodesAlone>[] = {loops<CodesAlone, 1, 1>(), loops<CodesAlon
                                      loops<CodesAlone, 3, 1>(), loops<CodesAlone, 4, 1>()};
 template <class Kind>
 constexpr auto& FEW = MANY<Kind>;
+template <class Kind>
+constexpr auto& MOST = MANY<Kind>;
 #else
 template <class Kind>
 constexpr Loops FEW[] = {loops<Kind, 1, 1>(), loops<Kind, 2, 1>()};
 template <class Kind>
 constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], loops<Kind, 4, 1>()};
+template <class Kind>
+constexpr auto& MOST = MANY<Kind>;
 #endif
 
+constexpr int64_t MOST_ASKING = 48;  // rows for which loops ask for what is read next
+
+template <class Kind>
+Family all_of(int64_t rows, Form form) {
+    return rows > MOST_ASKING ? family(MOST<Kind>, form) : family(MANY<Kind>, form);
+}
+
 // The loops that read a format as it lies: those of a folded one are for few rows.
-inline Family family_of(const Matrix& w) {
+inline Family family_of(const Matrix& w, int64_t rows) {
     switch (w.format) {
-        case FP32: return family(MANY<Floats<float>>, Form::FLOATS);
+        case FP32: return all_of<Floats<float>>(rows, Form::FLOATS);
         case FP16: return family(FEW<Floats<fp16>>, Form::FLOATS);
 #if defined(ROSE_BF16)
-        case BF16: return family(MANY<Pairs>, Form::PAIRS);
+        case BF16: return all_of<Pairs<>>(rows, Form::PAIRS);
 #else
         case BF16: return family(FEW<Floats<bf16>>, Form::FLOATS);
 #endif
-        case INT8: return family(MANY<Points<POINTS>>, Form::POINTS);
+        case INT8: return all_of<Points<POINTS>>(rows, Form::POINTS);
 #if defined(ROSE_AVX2)
         default: return family(MANY<CodesAlone>, Form::CODES);
 #else
@@ -149,9 +168,9 @@ inline Family family_of(const Matrix& w) {
 }
 
 // Those that read a folded one unfolded.
-inline Family unfolded_family_of(const Matrix& w) {
-    return w.format == INT4 ? family(MANY<Points<POINTS>>, Form::POINTS)
-                            : family(MANY<Floats<float>>, Form::FLOATS);
+inline Family unfolded_family_of(const Matrix& w, int64_t rows) {
+    return w.format == INT4 ? all_of<Points<POINTS>>(rows, Form::POINTS)
+                            : all_of<Floats<float>>(rows, Form::FLOATS);
 }
 
 #if defined(ROSE_AVX2)
@@ -176,7 +195,7 @@ inline Choice amx_choice(const Matrix& w, int64_t rows) {
         const Family few = family(ORDERED_PAIRS, Form::ROUNDED);
         return {rows <= few.most_rows() ? few : family(AMX<AmxPairs>, Form::AMX_PAIRS), false};
     }
-    const Family few = family_of(w);
+    const Family few = family_of(w, rows);
     if (rows <= few.most_rows()) return {few, false};
     return {family(AMX<AmxPoints>, Form::AMX_POINTS), folded(w)};
 }
@@ -187,9 +206,9 @@ inline Choice choice_for(const Matrix& w, int64_t rows) {
 #if defined(ROSE_AMX)
     if (amx_takes(w)) return amx_choice(w, rows);
 #endif
-    const Family few = family_of(w);
+    const Family few = family_of(w, rows);
     if (!folded(w) || rows <= FOLDED_TILES * few.most_rows()) return {few, false};
-    return {unfolded_family_of(w), true};
+    return {unfolded_family_of(w, rows), true};
 }
 
 // -- Finishing ---------------------------------------------------------------------------------
@@ -291,6 +310,11 @@ inline void ask_for(const Target& to, int64_t column, int64_t columns, int64_t r
             __builtin_prefetch(to.y + r * to.stride + at, 1);
 }
 
+// Asks at once for what of the next panel falls to a tile of rows, little of it where they are many.
+inline void ask_for_share(const char* share, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(share + at, 0, 2);
+}
+
 inline void multiply_panel(const Block& block, const Panel& panel, int64_t first, int64_t tiles,
                            int64_t row_tile) {
     const Target& to = block.target;
@@ -331,6 +355,7 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t next,
     panel.pace = ceil_div(share, k);
     for (int64_t i = 0; i < row_tiles; i++) {
         panel.coming = tile_at(w, next * block.width) + i * share;
+        if (block.rows > MOST_ASKING) ask_for_share(panel.coming, share);
         multiply_panel(block, panel, first, tiles, row_tile + i);
     }
 }

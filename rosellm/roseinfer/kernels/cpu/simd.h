@@ -3,7 +3,8 @@
 // Arithmetic is written with operators. A lane's result depends on that lane alone, so that a value
 // has the same bits wherever in a vector it stands; `sum` and `most` reduce in one fixed order.
 // `swapped<n>` changes the places of lanes i and i ^ n.
-// `mul16` multiplies the 16-bit halves of lanes, `spread_byte` puts one byte of a lane in all four.
+// `mul16` multiplies the 16-bit halves of lanes, `mul16_high` gives the upper half of each product (not
+// at the portable level); `spread_byte` puts one byte of a lane in all four.
 // `fma` rounds once where the level has such an instruction, else twice; `min` and `max` give their
 // second argument where one is NaN.
 //
@@ -115,6 +116,7 @@ ROSE_INLINE I both(I a, I b) { return _mm512_and_si512(a, b); }
 ROSE_INLINE I either(I a, I b) { return _mm512_or_si512(a, b); }
 ROSE_INLINE I mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 ROSE_INLINE I mul16(I a, I b) { return _mm512_mullo_epi16(a, b); }
+ROSE_INLINE I mul16_high(I a, I b) { return _mm512_mulhi_epu16(a, b); }
 ROSE_INLINE I load_ints(const void* from) { return _mm512_loadu_si512(from); }
 ROSE_INLINE void store_ints(void* to, I a) { _mm512_storeu_si512(to, a); }
 ROSE_INLINE I load(const uint16_t* from) {
@@ -195,6 +197,7 @@ ROSE_INLINE F swapped(F a) {
 ROSE_INLINE I both(I a, I b) { return _mm256_and_si256(a, b); }
 ROSE_INLINE I either(I a, I b) { return _mm256_or_si256(a, b); }
 ROSE_INLINE I mul16(I a, I b) { return _mm256_mullo_epi16(a, b); }
+ROSE_INLINE I mul16_high(I a, I b) { return _mm256_mulhi_epu16(a, b); }
 ROSE_INLINE I load_ints(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }

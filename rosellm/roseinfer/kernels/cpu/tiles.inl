@@ -24,7 +24,7 @@ ROSE_INLINE void ask_ahead([[maybe_unused]] const void* weights) {
 // What is read next, asked for while something else is multiplied: C lines with each line of C tiles.
 // Many at once would make a core wait, which keeps a dozen under way. Where rows are so few that
 // memory is waited for anyway, asking makes it slower. (Where vectors are half a line, see ask_ahead.)
-template <int R, int C>
+template <int R, int C, bool ASKING>
 class Coming {
    public:
     // From what is asked for with input `first` on; so many inputs a line.
@@ -32,7 +32,7 @@ class Coming {
         : at_(panel.coming + first * panel.pace), step_(inputs * panel.pace) {}
 
     ROSE_INLINE void ask() {
-        if constexpr (LANES != 16 || R <= 4) return;
+        if constexpr (!ASKING || LANES != 16 || R <= 4) return;
         repeat<C>([&](auto i) { __builtin_prefetch(at_ + i * LINE, 0, 2); });
         at_ += step_;
     }
@@ -42,16 +42,29 @@ class Coming {
     int64_t step_;
 };
 
+// Whether a row's number is an operand in memory, not read into a register first. That is an instruction
+// less, of which a core that runs two threads takes in few for each, but it is read for every tile: with
+// half of the rows neither is too much.
+template <int ROW, int C>
+constexpr bool THERE = LANES == 16 && C == 2 && ROW % 2 == 1;
+
 // -- Floats ------------------------------------------------------------------------------------
 
+#if defined(ROSE_AVX512)
+ROSE_INLINE F fma_there(const float* x, F weights, F all) {
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(all) : "v"(weights), "m"(*x));
+    return all;
+}
+#endif
+
 // Sums [C][R][16] of a prepared tile of R rows and tiles c.. of a panel, whose weights are T.
-template <class T, int R, int C>
+template <class T, int R, int C, bool ASKING>
 void float_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const int64_t pairs = padded_k(panel.w) / 2;
     const float* x = reinterpret_cast<const float*>(prepared);
     const char* tiles[C];
     for (int i = 0; i < C; i++) tiles[i] = panel.floats(c + i);
-    Coming<R, C> coming(panel, 0, 2);
+    Coming<R, C, ASKING> coming(panel, 0, 2);
     F all[R][C * V];
     repeat<R>([&](auto r) { repeat<C * V>([&](auto v) { all[r][v] = zero(); }); });
     for (int64_t pair = 0; pair < pairs; pair++) {
@@ -61,9 +74,13 @@ void float_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
             repeat<C * V>([&](auto v) {
                 weights[v] = weights_of<T, odd>(tiles[v / V], pair, v % V * LANES);
             });
-            repeat<R>([&](auto r) {
-                const F value = splat(x[r]);
-                repeat<C * V>([&](auto v) { all[r][v] = fma(value, weights[v], all[r][v]); });
+            repeat<R>([&](auto r) ROSE_INLINED {
+                if constexpr (THERE<r, C>) {
+                    repeat<C>([&](auto i) { all[r][i] = fma_there(x + r, weights[i], all[r][i]); });
+                } else {
+                    const F value = splat(x[r]);
+                    repeat<C * V>([&](auto v) { all[r][v] = fma(value, weights[v], all[r][v]); });
+                }
             });
             x += R;
         });
@@ -77,12 +94,12 @@ void float_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
 
 #if defined(ROSE_BF16)
 // The same of bf16 pairs.
-template <int R, int C>
+template <int R, int C, bool ASKING>
 void pair_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const int64_t pairs = padded_k(panel.w) / 2, apart = panel.apart;
     const char* tile = panel.tile(c);
     const auto* x = reinterpret_cast<const int32_t*>(prepared);
-    Coming<R, C> coming(panel, 0, 2);
+    Coming<R, C, ASKING> coming(panel, 0, 2);
     __m512 all[R][C];
     repeat<R>([&](auto r) { repeat<C>([&](auto i) { all[r][i] = _mm512_setzero_ps(); }); });
     for (int64_t k = 0; k < pairs; k++, x += R, tile += LINE) {
@@ -127,7 +144,7 @@ struct Quad {
     __m256i even, odd;
 };
 
-ROSE_INLINE Sum sum_of(int32_t start) { return {splat(start), splat(start)}; }
+ROSE_INLINE Sum sum_at(const int32_t* start) { return {splat(*start), splat(*start)}; }
 ROSE_INLINE __m256i even(__m256i inputs) { return both(inputs, splat(int32_t(0x00ff00ff))); }
 ROSE_INLINE __m256i odd(__m256i inputs) { return _mm256_srli_epi16(inputs, 8); }
 ROSE_INLINE Quads quads_at(const uint8_t* w) {
@@ -160,9 +177,19 @@ struct Quads {
     I of[V];
 };
 
-ROSE_INLINE Sum sum_of(int32_t start) {
+ROSE_INLINE I splat_at(const int32_t* start) {
+#if defined(ROSE_AVX512)
+    // gcc would see that sums begin as equals, and copy one to the others, twice
+    I all;
+    asm volatile("vpbroadcastd %1, %0" : "=v"(all) : "m"(*start));
+    return all;
+#else
+    return splat(*start);
+#endif
+}
+ROSE_INLINE Sum sum_at(const int32_t* start) {
     Sum all;
-    repeat<V>([&](auto v) { all.of[v] = splat(start); });
+    repeat<V>([&](auto v) { all.of[v] = splat_at(start); });
     return all;
 }
 ROSE_INLINE Quads quads_at(const uint8_t* w) {
@@ -210,44 +237,57 @@ ROSE_INLINE Sum dot(Sum all, const Quads& w, const Quad& x) {
 }
 #endif
 
-// Calls add(quads of C tiles) for every four of inputs [first, last), whose points are at `offset`.
-template <int R, int C, class Add>
-ROSE_INLINE void for_quads(const Panel& panel, int c, int64_t offset, int64_t first, int64_t last,
+#if defined(ROSE_AVX512)
+// The same of four inputs as an operand in memory.
+ROSE_INLINE I dot_there(I all, I w, const Code* x) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(all)
+        : "v"(w), "m"(*reinterpret_cast<const char(*)[4]>(x)));
+    return all;
+}
+ROSE_INLINE Sum dot_there(Sum all, const Quads& w, const Code* x) {
+    all.of[0] = dot_there(all.of[0], w.of[0], x);
+    return all;
+}
+#endif
+
+// Calls add(quads of C tiles that lie so far apart) for every four of some inputs. It takes two such at
+// a time, of which there are even numbers: fewer jumps and steps.
+template <int C, class Asking, class Add>
+ROSE_INLINE void for_quads(const uint8_t* points, int64_t apart, int64_t inputs, Asking& coming,
                            const Add& add) {
-    const uint8_t* points[C];
-    for (int i = 0; i < C; i++) points[i] = panel.points(c + i) + offset;
-    Coming<R, C> coming(panel, first, 4);
-    for (int64_t at = 0; at < (last - first) * TILE; at += LINE) {
-        Quads quads[C];
-        coming.ask();
-        repeat<C>([&](auto i) { quads[i] = quads_at(points[i] + at); });
-        add(quads);
-    }
+    const uint8_t* end = points + inputs * TILE;
+    for (; points < end; points += 2 * LINE)
+        repeat<2>([&](auto line) ROSE_INLINED {
+            Quads quads[C];
+            coming.ask();
+            repeat<C>([&](auto i) { quads[i] = quads_at(points + i * apart + line * LINE); });
+            add(quads);
+        });
 }
 
 #if !defined(ROSE_AVX2)
-// The same of int4; with AVX2, code_tiles take its place.
-template <int R, int C, class Add>
-ROSE_INLINE void for_unfolded(const Panel& panel, int c, int64_t first, int64_t last,
-                              const Add& add) {
+// The same of inputs [first, last) of int4; with AVX2, code_tiles take its place.
+template <int C, class Asking, class Add>
+ROSE_INLINE void for_unfolded(const Panel& panel, const char* tile, int64_t first, int64_t last,
+                              Asking& coming, const Add& add) {
     const Block4 block(panel.w);
-    Coming<R, C> coming(panel, first, 8);
+    const int64_t apart = panel.apart;
     for (int64_t at = first / PART; at < last / PART; at++) {
         const Part part(block, at);
-        const char* codes[C];
         Grid grids[C * V];
-        for (int i = 0; i < C; i++) codes[i] = panel.tile(c + i) + part.codes();
         repeat<C * V>([&](auto v) {
-            grids[v] = grid_of(panel.tile(c + v / V), part, v % V * LANES);
+            grids[v] = grid_of(tile + v / V * apart, part, v % V * LANES);
         });
-        for (int64_t line = 0; line < PART / 8; line++) {
+        const char* codes = tile + part.codes();
+        for (int64_t line = 0; line < PART / 8; line++, codes += LINE) {
             coming.ask();
-            repeat<2>([&](auto high) {
+            repeat<2>([&](auto high) ROSE_INLINED {
                 Quads quads[C];
                 repeat<C>([&](auto i) {
                     I points[V];
                     repeat<V>([&](auto v) {
-                        const I two = load_ints(codes[i] + line * LINE + v * LANES * 4);
+                        const I two = load_ints(codes + i * apart + v * LANES * 4);
                         points[v] = grids[i * V + v].template points<high>(two);
                     });
                     quads[i] = quads_of(points);
@@ -304,7 +344,7 @@ ROSE_INLINE void add_codes(const Panel& panel, int c, const Part& part, const Co
 enum Reading { POINTS, UNFOLDING, CODES };
 
 // The same as float_tiles of points and codes; groups are added up in fp32.
-template <Reading READING, int R, int C>
+template <Reading READING, int R, int C, bool ASKING>
 void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const Matrix& w = panel.w;
     [[maybe_unused]] const Block4 block(w);
@@ -313,22 +353,31 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const auto* x_scales = reinterpret_cast<const float*>(prepared);
     const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
     const auto* x = reinterpret_cast<const Code*>(corrections + groups * R);
-    std::memset(sums, 0, sizeof(float) * R * C * TILE);
+    const uint8_t* of_tile = panel.points(c);
+    const int64_t apart = panel.points(c + 1) - of_tile;
+    Coming<R, C, ASKING> coming(panel, 0, READING == POINTS ? 4 : 8);
+    repeat<R * C * V>([&](auto i) { store(sums + i * LANES, zero()); });
     for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
         const int64_t first = group * w.group, last = smaller(k, first + w.group);
         Sum all[R][C];
-        repeat<R>([&](auto r) { repeat<C>([&](auto i) { all[r][i] = sum_of(corrections[r]); }); });
-        const auto add_four = [&](const Quads(&quads)[C]) {
-            repeat<R>([&](auto r) {
-                const Quad four = quad_at(x + 4 * r);
-                repeat<C>([&](auto i) { all[r][i] = dot(all[r][i], quads[i], four); });
+        repeat<R>([&](auto r) { repeat<C>([&](auto i) { all[r][i] = sum_at(corrections + r); }); });
+        const auto add_four = [&](const Quads(&quads)[C]) ROSE_INLINED {
+            repeat<R>([&](auto r) ROSE_INLINED {
+                const Code* at = x + 4 * r;
+                if constexpr (THERE<r, C>) {
+                    repeat<C>([&](auto i) { all[r][i] = dot_there(all[r][i], quads[i], at); });
+                } else {
+                    const Quad four = quad_at(at);
+                    repeat<C>([&](auto i) { all[r][i] = dot(all[r][i], quads[i], four); });
+                }
             });
             x += 4 * R;
         };
         if constexpr (READING == POINTS)
-            for_quads<R, C>(panel, c, points(group), first, last, add_four);
+            for_quads<C>(of_tile + points(group), apart, last - first, coming, add_four);
 #if !defined(ROSE_AVX2)
-        if constexpr (READING == UNFOLDING) for_unfolded<R, C>(panel, c, first, last, add_four);
+        if constexpr (READING == UNFOLDING)
+            for_unfolded<C>(panel, panel.tile(c), first, last, coming, add_four);
 #endif
 #if defined(ROSE_AVX512)
         if constexpr (READING == CODES)
