@@ -346,16 +346,18 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t next,
     const int64_t tiles = smaller(block.width, tiles_of(w) - first);
     Panel panel{w, tile_at(w, first), bytes_of_tile(w), nullptr, nullptr, 0};
     if (block.choice.unfold) panel.unfold(tiles, kept);
-#if defined(ROSE_AMX)
     const Form form = block.choice.family.form;
+    const bool in_unit = form == Form::AMX_POINTS || form == Form::AMX_PAIRS;
+#if defined(ROSE_AMX)
     std::optional<AmxShapes> shapes;
-    if (form == Form::AMX_POINTS || form == Form::AMX_PAIRS) shapes.emplace(TILE, amx_bytes(w));
+    if (in_unit) shapes.emplace(TILE, amx_bytes(w));
 #endif
     const int64_t share = ceil_div(block.width * bytes_of_tile(w), row_tiles);
     panel.pace = ceil_div(share, k);
+    const bool asking = block.rows > MOST_ASKING && !in_unit;
     for (int64_t i = 0; i < row_tiles; i++) {
         panel.coming = tile_at(w, next * block.width) + i * share;
-        if (block.rows > MOST_ASKING) ask_for_share(panel.coming, share);
+        if (asking) ask_for_share(panel.coming, share);
         multiply_panel(block, panel, first, tiles, row_tile + i);
     }
 }
@@ -363,9 +365,10 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t next,
 // Panels [first, first + count), or those of them that exist.
 inline void multiply_units(const Block& block, int64_t first, int64_t count, int64_t row_tile,
                            int64_t row_tiles) {
-    const int64_t end = smaller(block.panels(), first + count);
+    const int64_t panels = block.panels(), end = smaller(panels, first + count);
+    const int64_t after = smaller(first + pool_size() * count, panels - 1);  // most likely taken next
     for (int64_t i = first; i < end; i++)
-        multiply_unit(block, i, smaller(i + 1, end - 1), row_tile, row_tiles);
+        multiply_unit(block, i, i + 1 < end ? i + 1 : after, row_tile, row_tiles);
 }
 
 // One tile of rows: units are runs of panels.
