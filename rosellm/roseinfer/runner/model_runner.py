@@ -199,8 +199,8 @@ class ModelRunner:
     def _choose(self, hidden: Tensor, rows: RowInputs, masks: Future[Bits] | None) -> Chosen | None:
         if not rows.wishes.rows:
             return None
-        every = len(rows.rows) == len(hidden)  # they ascend, so there is nothing to gather
-        logits = self._model.logits(hidden if every else hidden[rows.rows])
+        every = slice(len(rows.wishes.rows))  # of what may be padded
+        logits = self._model.logits(hidden[every if rows.rows is None else rows.rows])
         allowed = None
         if masks is not None:
             allowed = self._uploads.late(torch.from_numpy(masks.result()))

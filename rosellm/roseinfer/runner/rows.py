@@ -81,14 +81,14 @@ class RowInputs:
     """Which hidden states are looked at, and for what.
 
     Attributes:
-        rows: [R] index of each logit row among the T tokens.
+        rows: [R] index of each logit row among the T tokens; None if they are these, one by one.
         wishes: what those rows want.
         scored: [S] index of each position to score.
         targets: [S] the token that follows it.
         tops: how many likeliest tokens each of them reports.
     """
 
-    rows: Tensor
+    rows: Tensor | None
     wishes: Wishes
     scored: Tensor
     targets: Tensor
@@ -112,7 +112,7 @@ def lay_out_rows(plan: StepPlan, vocab_size: int, ops: Ops, upload: Upload) -> R
         first += len(work.tokens)
     logits = tuple(logit for work in plan.work for logit in work.logits)
     return RowInputs(
-        rows=upload(_ints(rows)),
+        rows=None if rows == list(range(first)) else upload(_ints(rows)),
         wishes=Wishes.of(logits, vocab_size, ops, upload),
         scored=upload(_ints(scored)),
         targets=upload(_ints(targets)),

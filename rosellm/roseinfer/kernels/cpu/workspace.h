@@ -28,16 +28,16 @@ class Workspace {
 
    private:
     // Rows of activations lie pages apart, so that a tile of them needs many small pages at a time.
-    static constexpr size_t HUGE = 2 << 20;
+    static constexpr size_t LARGE_PAGE = 2 << 20;
 
     void grow(size_t bytes) {
         std::free(memory_);
-        const size_t wanted = bytes + bytes / 4, step = wanted < HUGE ? 64 : HUGE;
+        const size_t wanted = bytes + bytes / 4, step = wanted < LARGE_PAGE ? 64 : LARGE_PAGE;
         size_ = (wanted + step - 1) / step * step;
         memory_ = std::aligned_alloc(step, size_);
         if (!memory_) std::abort();  // there is no way on, and nobody to tell
 #if defined(__linux__)
-        if (step == HUGE) madvise(memory_, size_, MADV_HUGEPAGE);
+        if (step == LARGE_PAGE) madvise(memory_, size_, MADV_HUGEPAGE);
 #endif
     }
 
