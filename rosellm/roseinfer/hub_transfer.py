@@ -6,6 +6,7 @@ the files under way are finished, which can be gigabytes: so the threads are our
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import shutil
 import threading
@@ -23,6 +24,7 @@ OnProgress = Callable[[Progress], None]
 
 THREAD_NAME = "hub-download"
 _THREADS = 4  # a large file is itself fetched in parallel where the hub can
+_LOOK_S = 0.2  # how long a Ctrl-C may wait that came just before a wait for the threads
 
 
 def fetch(
@@ -54,10 +56,18 @@ def fetch(
         threading.Thread(target=_fetch_each, args=work, name=THREAD_NAME, daemon=True).start()
     try:
         for _ in sizes:
-            if (error := results.get()) is not None:
+            if (error := _next(results)) is not None:
                 raise error
     finally:
         tally.stopped = True
+
+
+def _next(results: queue.SimpleQueue[BaseException | None]) -> BaseException | None:
+    """The next result. A signal that comes between Python's last look for one and the wait itself
+    does not end that wait, so no wait is long."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=_LOOK_S)
 
 
 def _fetch_each(

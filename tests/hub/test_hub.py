@@ -409,19 +409,29 @@ def test_an_interrupt_ends_a_download_at_once(hub_server: FakeHub, tmp_path: Pat
 
     hub_server.pause = pause
     environment = os.environ | {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "rosellm.roseinfer.server", "org/tiny", "--port", "0"]
+    command = [sys.executable, "-X", "faulthandler", "-m", "rosellm.roseinfer.server"]
+    command += ["org/tiny", "--port", "0"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     try:
         assert reached.wait(20)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        said = _said_at_end(process)
+        assert process.returncode == 0, said
         assert time.monotonic() - start < 3
-        lines = process.stderr.read().splitlines()
+        lines = said.splitlines()
         assert lines[0] == "asking the hub for org/tiny"
         assert all(line.startswith(("asking", "downloading")) for line in lines)
     finally:
         go_on.set()
         process.kill()
-        process.stderr.close()
+        process.communicate()
+
+
+def _said_at_end(process: subprocess.Popen[str]) -> str:
+    """What a process has written on stderr. One that does not end says where it stands."""
+    try:
+        return process.communicate(timeout=10)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        return process.communicate(timeout=10)[1]
