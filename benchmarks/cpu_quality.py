@@ -1,9 +1,9 @@
-"""What few bits cost a model: this engine's formats beside llama.cpp's, of the same weights.
+"""What few bits cost a model: this engine's formats beside others', of the same weights.
 
-    python -m benchmarks.cpu_quality MODEL --llama-cpp DIR [--calibrate FILE]
+    python -m benchmarks.cpu_quality MODEL [--llama-cpp DIR] [--openvino PYTHON] [--calibrate FILE]
 
 Each is compared with the model in float32 over one text: ours by ``rosellm verify``, theirs by
-llama.cpp's own library, which is given the same token ids. Both round activations to 8 bits in
+their own libraries, which are given the same token ids. All round activations to 8 bits in
 products of few bits. With a text of one's own, ours in 4 bits are also measured as ``rosellm
 quantize --calibrate`` writes them: the same formats, which are as fast. MODEL is a folder of the
 Llama or Qwen family. The last line is one JSON object.
@@ -25,9 +25,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from benchmarks.peers import ours
-from benchmarks.peers.contender import ROOT, Setup
-from benchmarks.peers.llama_cpp import Llama, contenders
+from benchmarks.peers import llama_cpp, openvino, ours
+from benchmarks.peers.contender import ROOT, Absent, Scoring, Setup
 from rosellm.bench.cost import model_cost
 from rosellm.commands.passages import tokenized
 from rosellm.commands.verify import TEXT
@@ -60,7 +59,7 @@ def with_text(model: Path, text: Path, flags: list[str]) -> dict[str, Any]:
         return verify(out, "--reference", str(model))
 
 
-def measure(setup: Setup, peers: list[Llama], text: Path | None) -> Iterator[dict[str, Any]]:
+def measure(setup: Setup, peers: list[Scoring], text: Path | None) -> Iterator[dict[str, Any]]:
     """A line for each format of ours and of theirs, over the text of ``rosellm verify``."""
     for name, (kind, flags) in ours.FLAGS.items():
         if not name.startswith("reference"):
@@ -75,17 +74,25 @@ def measure(setup: Setup, peers: list[Llama], text: Path | None) -> Iterator[dic
     numbers = model_cost(str(setup.model), "bfloat16").parameters
     for peer in peers:
         peer.open()
-        found = gather(_pairs(expected, _theirs(peer, setup, [ids for ids, _ in expected])))
+        peer.close()
+        found = gather(_pairs(expected, _theirs(peer, [ids for ids, _ in expected])))
         yield _line(peer.name, 8 * peer.weight_bytes / numbers, asdict(found))
 
 
-def _theirs(peer: Llama, setup: Setup, windows: list[list[int]]) -> Tensor:
+def _peers(setup: Setup) -> Iterator[Scoring]:
+    for name, peer in {"llama.cpp": llama_cpp, "OpenVINO": openvino}.items():
+        try:
+            yield from peer.contenders(setup)
+        except Absent as error:
+            print(f"without {name}: {error}")
+
+
+def _theirs(peer: Scoring, windows: list[list[int]]) -> Tensor:
     """Scores by the library itself, which rounds activations too."""
     with tempfile.TemporaryDirectory() as scratch:
         asked, out = Path(scratch) / "windows.json", Path(scratch) / "scores.npy"
         asked.write_text(json.dumps(windows))
-        command = [sys.executable, "-m", "benchmarks.peers.llama_logits", str(setup.llama_cpp)]
-        subprocess.run([*command, str(peer.file), str(asked), str(out)], cwd=ROOT, check=True)
+        subprocess.run([*peer.scoring(), str(asked), str(out)], cwd=ROOT, check=True)
         return torch.from_numpy(numpy.load(out))
 
 
@@ -111,14 +118,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, metavar="MODEL")
-    parser.add_argument("--llama-cpp", type=Path, required=True, help="its sources and build")
+    parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="its sources and build")
+    parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="one that has OpenVINO")
     parser.add_argument("--calibrate", type=Path, metavar="FILE", help="other than verify's text")
-    parser.add_argument("--forms", type=Path, help="folder to keep llama.cpp's files in")
+    parser.add_argument("--forms", type=Path, help="folder to keep theirs in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         forms = args.forms or Path(scratch)
-        setup = Setup(args.model, 2, (4, 8, 16), args.llama_cpp, None, forms)
-        lines = list(measure(setup, contenders(setup), args.calibrate))
+        setup = Setup(args.model, 2, (4, 8, 16), args.llama_cpp, args.openvino, forms)
+        lines = list(measure(setup, list(_peers(setup)), args.calibrate))
     print(json.dumps({"benchmark": "cpu-quality", "model": args.model.name, "formats": lines}))
 
 

@@ -89,6 +89,15 @@ class Contender(Protocol):
     def close(self) -> None: ...
 
 
+class Scoring(Contender, Protocol):
+    """One whose scores of a text can be had."""
+
+    def scoring(self) -> list[str]:
+        """A command to which two words are added: a file of windows, JSON lists of token ids; and
+        the file to write, .npy of float32 [all tokens, vocabulary]."""
+        ...
+
+
 class Service(Protocol):
     """An engine that speaks OpenAI's API."""
 

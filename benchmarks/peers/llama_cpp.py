@@ -82,6 +82,11 @@ class Llama:
     def close(self) -> None:
         pass
 
+    def scoring(self) -> list[str]:
+        """See ``Scoring``."""
+        module = [sys.executable, "-m", "benchmarks.peers.llama_logits"]
+        return [*module, str(self._home), str(self.file)]
+
     def command(self, port: int, streams: int, context: int) -> list[str]:
         sizes = {"--port": port, "-np": streams, "-c": streams * context}
         return [self._program("llama-server"), *self._flags(sizes), "--no-webui"]

@@ -23,10 +23,23 @@ HOW = (
 )
 
 EXPORTS: dict[str, tuple[Bits, list[str]]] = {
-    "int4": (4, ["--weight-format", "int4", "--group-size", "128", "--ratio", "1.0"]),
+    "int4": (
+        4,
+        [
+            "--weight-format",
+            "int4",
+            "--group-size",
+            "128",
+            "--group-size-fallback",
+            "adjust",
+            "--ratio",
+            "1.0",
+        ],
+    ),
     "int8": (8, ["--weight-format", "int8"]),
     "bf16": (16, ["--weight-format", "fp16"]),
 }
+PROPERTIES = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128, "PERFORMANCE_HINT": "LATENCY"}
 STEP_TOKENS = 512
 CACHE_GB = 2
 
@@ -38,14 +51,21 @@ class OpenVino(Worker):
     model: Path = Path()
     export: list[str] = field(default_factory=list)
 
+    @property
+    def folder(self) -> Path:
+        return Path(self.command[3])
+
     def open(self) -> None:
-        out = Path(self.command[3])
-        if not (out / "openvino_model.bin").exists():
+        if not (self.folder / "openvino_model.bin").exists():
             script = "from optimum.commands.optimum_cli import main; main()"
-            task = ["--task", "text-generation-with-past"]
+            task = ["--task", "text-generation-with-past", "--model", str(self.model)]
             optimum = [self.command[0], "-c", script, "export", "openvino", *task]
-            run_once([*optimum, "--model", str(self.model), *self.export, str(out)], self.threads)
+            run_once([*optimum, *self.export, str(self.folder)], self.threads)
         super().open()
+
+    def scoring(self) -> list[str]:
+        """See ``Scoring``."""
+        return [self.command[0], "-m", "benchmarks.peers.openvino_logits", str(self.folder)]
 
 
 def contenders(setup: Setup) -> list[OpenVino]:
@@ -82,11 +102,7 @@ def _load(folder: Path, threads: int) -> tuple[int, Callable[[Batch], Speeds]]:
     scheduler.max_num_batched_tokens = STEP_TOKENS
     scheduler.enable_prefix_caching = False
     scheduler.dynamic_split_fuse = True
-    properties = {
-        "INFERENCE_NUM_THREADS": threads,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    properties = PROPERTIES | {"INFERENCE_NUM_THREADS": threads}
     pipe = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
     vocab = _vocab_size(folder)
     return (folder / "openvino_model.bin").stat().st_size, lambda batch: _run(pipe, vocab, batch)

@@ -30,6 +30,7 @@ FLAGS: dict[str, tuple[Bits, list[str]]] = {
     "int4, head int4": (4, ["--quantization", "int4", "--head-quantization", "int4"]),
     "int4, head int8": (4, ["--quantization", "int4"]),
     "int8": (8, ["--quantization", "int8"]),
+    "int8, groups of 128": (8, ["--quantization", "int8", "--quantization-group", "128"]),
     "bf16": (16, []),
     "reference bf16": (16, ["--kernels", "reference"]),
 }
@@ -111,6 +112,7 @@ def _config(args: argparse.Namespace) -> ModelConfig:
         device="cpu",
         dtype="bfloat16",
         quantization=args.quantization,
+        quantization_group=args.quantization_group,
         head_quantization=args.head_quantization,
         kernels=args.kernels,
     )
@@ -147,6 +149,7 @@ def _arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--quantization", default="none")
+    parser.add_argument("--quantization-group", type=int)
     parser.add_argument("--head-quantization", default="auto")
     parser.add_argument("--kernels", default="auto")
     return parser.parse_args(words)
