@@ -22,20 +22,9 @@ HOW = (
     "pip install openvino-genai optimum-intel nncf in a virtual environment; --openvino its python"
 )
 
+_GROUPS = "--group-size 128 --group-size-fallback adjust"
 EXPORTS: dict[str, tuple[Bits, list[str]]] = {
-    "int4": (
-        4,
-        [
-            "--weight-format",
-            "int4",
-            "--group-size",
-            "128",
-            "--group-size-fallback",
-            "adjust",
-            "--ratio",
-            "1.0",
-        ],
-    ),
+    "int4": (4, f"--weight-format int4 --ratio 1.0 {_GROUPS}".split()),
     "int8": (8, ["--weight-format", "int8"]),
     "bf16": (16, ["--weight-format", "fp16"]),
 }

@@ -24,6 +24,7 @@ def scores(folder: Path, windows: list[list[int]]) -> NDArray[np.float32]:
     import openvino
 
     model = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", PROPERTIES)
+    wanted = {name for port in model.inputs for name in port.names}
     rows = []
     for window in windows:
         request = model.create_infer_request()  # with a state of its own
@@ -34,7 +35,6 @@ def scores(folder: Path, windows: list[list[int]]) -> NDArray[np.float32]:
             "position_ids": np.arange(count, dtype=np.int64)[None],
             "beam_idx": np.zeros(1, dtype=np.int32),
         }
-        wanted = {name for port in model.inputs for name in port.names}
         found = request.infer({name: given[name] for name in given if name in wanted})
         rows.append(found["logits"][0].astype(np.float32))
     return np.concatenate(rows)

@@ -90,7 +90,7 @@ def sample(logits: Tensor, wishes: Wishes, ops: Ops, allowed: Tensor | None = No
 def _sound(logits: Tensor, ops: Ops) -> Tensor:
     """Which rows are numbers: [R]. The others are zeroed: no kernel has to draw from them."""
     finite = ops.sound(logits)
-    # A GPU is not waited for. (Of a few numbers `all` takes ten times as long as a list of them.)
+    # A GPU is not waited for. (Of a few numbers `all` takes five times as long as a list of them.)
     if logits.device.type != "cpu" or not all(finite.tolist()):
         logits.masked_fill_(~finite[:, None], 0.0)
     return finite
