@@ -21,6 +21,7 @@ LEVELS = {
     "rosellm.roseinfer.config": 0,
     "rosellm.roseinfer.errors": 0,
     "rosellm.roseinfer.host_memory": 0,
+    "rosellm.roseinfer.large_pages": 0,
     "rosellm.roseinfer.logs": 0,
     "rosellm.roseinfer.messages": 0,
     "rosellm.roseinfer.request": 0,

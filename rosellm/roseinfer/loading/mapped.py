@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer import large_pages
+
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,6 +41,7 @@ def mapped_tensors(path: Path) -> Iterator[tuple[str, Tensor | None]]:
     with path.open("rb") as file:
         # copy-on-write, since torch warns of memory that cannot be written; nobody does
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    large_pages.prefer(memory)
     length = int.from_bytes(memory[:_LENGTH_BYTES], "little")
     header: dict[str, Any] = json.loads(memory[_LENGTH_BYTES : _LENGTH_BYTES + length])
     header.pop("__metadata__", None)

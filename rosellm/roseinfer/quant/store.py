@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer import large_pages
 from rosellm.roseinfer.layers.linear import Matrix
 from rosellm.roseinfer.models.skeleton import Model
 from rosellm.roseinfer.quant.formats import Recipe
@@ -75,6 +76,7 @@ class Store:
         assert not self._missing, self._missing
         self._file.flush()
         os.fsync(self._file.fileno())
+        large_pages.hold_again(Path(self._file.name))
         text = json.dumps({**config, **section(recipe, dtype)}, indent=2)
         (self._folder / "config.json").write_text(text + "\n")
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer import large_pages
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library
 
@@ -103,8 +104,10 @@ class Matrix:
     @classmethod
     def empty(cls, library: Library, shape: Shape, bias: Tensor | None = None) -> Matrix:
         """One whose rows are yet to be packed."""
-        data = torch.zeros(shape.num_bytes(library), dtype=torch.uint8)
-        return cls(library, shape, data, bias)
+        size = shape.num_bytes(library)
+        if size < large_pages.LARGE_PAGE:
+            return cls(library, shape, torch.zeros(size, dtype=torch.uint8), bias)
+        return cls(library, shape, torch.from_numpy(large_pages.zeros(size)), bias)
 
     @classmethod
     def of(
