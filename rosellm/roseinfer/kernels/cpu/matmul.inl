@@ -105,8 +105,8 @@ constexpr Loops FEW[] = {loops<Kind, 1, 4>(), loops<Kind, 2, 4>(), loops<Kind, 3
                          loops<Kind, 4, 4>(), loops<Kind, 6, 2>(), loops<Kind, 8, 2>()};
 template <>
 constexpr Loops FEW<Points<UNFOLDING>>[] = {
-    loops<Points<CODES>, 1, 4>(),     loops<Points<CODES>, 2, 4>(),
-    loops<Points<UNFOLDING>, 3, 4>(), loops<Points<UNFOLDING>, 4, 4>(),
+    loops<Points<CODES>, 1, 2>(),     loops<Points<CODES>, 2, 2>(),
+    loops<Points<UNFOLDING>, 3, 2>(), loops<Points<UNFOLDING>, 4, 2>(),
     loops<Points<UNFOLDING>, 6, 2>(), loops<Points<UNFOLDING>, 8, 2>()};
 template <class Kind>
 constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3],
@@ -162,7 +162,7 @@ inline Family family_of(const Matrix& w, int64_t rows) {
 #if defined(ROSE_AVX2)
         default: return family(MANY<CodesAlone>, Form::CODES);
 #else
-        default: return family(FEW<Points<UNFOLDING>>, Form::POINTS);
+        default: return family(FEW<Points<UNFOLDING>>, Form::CODES);
 #endif
     }
 }
@@ -362,12 +362,23 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t next,
     }
 }
 
-// Panels [first, first + count), or those of them that exist.
-inline void multiply_units(const Block& block, int64_t first, int64_t count, int64_t row_tile,
-                           int64_t row_tiles) {
-    const int64_t panels = block.panels(), end = smaller(panels, first + count);
-    const int64_t after = smaller(first + pool_size() * count, panels - 1);  // most likely taken next
-    for (int64_t i = first; i < end; i++)
+// Panels in runs of some, as equal as can be.
+struct Runs {
+    int64_t panels, count;
+
+    // Runs for which each thread has as many to take as the others.
+    static Runs of(int64_t panels, int64_t length) {
+        return {panels, smaller(panels, round_up(ceil_div(panels, length), pool_size()))};
+    }
+    int64_t begin(int64_t run) const { return smaller(run, count) * panels / count; }
+};
+
+// A run of panels, after which a thread most likely takes the one that the others leave.
+inline void multiply_run(const Block& block, const Runs& runs, int64_t run, int64_t row_tile,
+                         int64_t row_tiles) {
+    const int64_t end = runs.begin(run + 1);
+    const int64_t after = smaller(runs.begin(run + pool_size()), runs.panels - 1);
+    for (int64_t i = runs.begin(run); i < end; i++)
         multiply_unit(block, i, i + 1 < end ? i + 1 : after, row_tile, row_tiles);
 }
 
@@ -375,10 +386,8 @@ inline void multiply_units(const Block& block, int64_t first, int64_t count, int
 inline void multiply_few(const Block& block) {
     const int64_t panels = block.panels(), each = block.width * bytes_of_tile(block.target.w);
     const int64_t fair = larger(1, panels / (UNITS_EACH * pool_size()));
-    const int64_t run = smaller(fair, ceil_div(UNIT_BYTES, each));
-    parallel_for(ceil_div(panels, run), [&](int64_t unit, int) {
-        multiply_units(block, unit * run, run, 0, 1);
-    });
+    const Runs runs = Runs::of(panels, smaller(fair, ceil_div(UNIT_BYTES, each)));
+    parallel_for(runs.count, [&](int64_t run, int) { multiply_run(block, runs, run, 0, 1); });
 }
 
 // Many: units are panels and all tiles of rows, or parts of them where panels are few. The more tiles,
@@ -389,11 +398,11 @@ inline void multiply_many(const Block& block) {
         smaller(row_tiles, ceil_div(UNITS_EACH * pool_size(), panels));
     const int64_t high = ceil_div(row_tiles, parts);
     const int64_t fair = panels / (UNITS_EACH * pool_size());
-    const int64_t run = larger(1, smaller(UNIT_TILES / high, fair));
-    parallel_for(ceil_div(panels, run) * parts, [&](int64_t unit, int) {
+    const Runs runs = Runs::of(panels, larger(1, smaller(UNIT_TILES / high, fair)));
+    parallel_for(runs.count * parts, [&](int64_t unit, int) {
         const int64_t first = unit % parts * high;
         if (first < row_tiles)
-            multiply_units(block, unit / parts * run, run, first, smaller(high, row_tiles - first));
+            multiply_run(block, runs, unit / parts, first, smaller(high, row_tiles - first));
     });
 }
 

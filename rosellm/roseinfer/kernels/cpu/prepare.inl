@@ -8,7 +8,7 @@
 //   pairs       bf16 [k / 2][rows][2]
 //   points      scales float [groups][rows], corrections int32 [groups][rows],
 //               codes [k / 4][rows][4]
-//   codes       scales and corrections, sums of parts int32 [parts][rows], codes [k / 4][rows][4]
+//   codes       scales and corrections, sums of parts int16 [parts / 2][rows][2], codes [k / 4][rows][4]
 //   amx pairs   bf16 [k / 32][rows][32]
 //   amx points  scales and corrections, codes [k / step][rows][step]
 //
@@ -42,6 +42,13 @@ ROSE_INLINE void put(int8_t* to, I codes) { store(to, codes); }
 
 enum class Form { FLOATS, ROUNDED, PAIRS, POINTS, CODES, AMX_PAIRS, AMX_POINTS };
 
+// Sums of a row's codes in two parts that follow each other, at most 127 * PART.
+struct Pair {
+    int16_t of[2];
+};
+
+inline int64_t pairs_of(const Matrix& w) { return ceil_div(padded_k(w), 2 * PART); }
+
 // The inputs of a row that AMX takes at once: 64 bytes of int8, or a whole smaller group.
 inline int64_t amx_step(const Matrix& w) { return smaller(w.group, LINE); }
 
@@ -50,7 +57,7 @@ inline int64_t prepared_bytes(const Matrix& w, Form form) {
     const int64_t k = padded_k(w), scales = quantised(w) ? groups_of(w) * 8 : 0;
     switch (form) {
         case Form::POINTS: return scales + k * int64_t(sizeof(Code));
-        case Form::CODES: return scales + k / PART * 4 + k;
+        case Form::CODES: return scales + pairs_of(w) * int64_t(sizeof(Pair)) + k;
         case Form::AMX_POINTS: return scales + k;
         case Form::PAIRS:
         case Form::AMX_PAIRS: return k * 2;
@@ -203,14 +210,17 @@ void prepare_pairs(const Slice& slice, char* tile, Workspace& kept) {
     if (rows > 1) interleave(flat, rows, width / TOGETHER, to);
 }
 
-// Sums of the parts of a slice's rows, each of which has its codes in one piece.
-inline void add_up_parts(const Slice& slice, const int8_t* flat, int32_t* sums) {
-    const int64_t width = slice.width();
+// Sums of the parts of a slice's rows, each of which has its codes in one piece. What a last pair
+// lacks is 0.
+inline void add_up_parts(const Slice& slice, const int8_t* flat, Pair* sums) {
+    const int64_t width = slice.width(), parts = width / PART;
     for (int64_t row = 0; row < slice.count; row++)
-        for (int64_t part = 0; part < width / PART; part++) {
+        for (int64_t part = 0; part < round_up(parts, 2); part++) {
             int32_t sum = 0;
-            for (int64_t i = 0; i < PART; i++) sum += flat[row * width + part * PART + i];
-            sums[(slice.first / PART + part) * slice.count + row] = sum;
+            if (part < parts)
+                for (int64_t i = 0; i < PART; i++) sum += flat[row * width + part * PART + i];
+            const int64_t pair = (slice.first / PART + part) / 2;
+            sums[pair * slice.count + row].of[part % 2] = int16_t(sum);
         }
 }
 
@@ -220,8 +230,8 @@ void prepare_codes(const Matrix& w, const Slice& slice, bool add_up, char* tile,
     const int64_t rows = slice.count, width = slice.width(), groups = groups_of(w);
     auto* scales = reinterpret_cast<float*>(tile);
     auto* corrections = reinterpret_cast<int32_t*>(scales + groups * rows);
-    auto* parts = corrections + groups * rows;
-    auto* all = reinterpret_cast<Codes*>(parts + (add_up ? padded_k(w) / PART * rows : 0));
+    auto* parts = reinterpret_cast<Pair*>(corrections + groups * rows);
+    auto* all = reinterpret_cast<Codes*>(parts + (add_up ? pairs_of(w) * rows : 0));
     auto* to = all + slice.first / TOGETHER * rows;
     auto* flat = rows == 1 ? to : kept.room<Codes>(rows * width / TOGETHER);
     for (int64_t row = 0; row < rows; row++)

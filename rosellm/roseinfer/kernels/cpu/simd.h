@@ -4,7 +4,8 @@
 // has the same bits wherever in a vector it stands; `sum` and `most` reduce in one fixed order.
 // `swapped<n>` changes the places of lanes i and i ^ n.
 // `mul16` multiplies the 16-bit halves of lanes, `mul16_high` gives the upper half of each product (not
-// at the portable level); `spread_byte` puts one byte of a lane in all four.
+// at the portable level); `spread_byte` puts one byte of a lane in all four, `two_bytes` its first or
+// last two in its halves, as numbers of 16 bits (not with AVX2).
 // `fma` rounds once where the level has such an instruction, else twice; `min` and `max` give their
 // second argument where one is NaN.
 //
@@ -125,6 +126,12 @@ ROSE_INLINE I load(const uint16_t* from) {
 ROSE_INLINE I spread_byte(I a, int which) {
     const __m128i first = _mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
     const __m128i bytes = _mm_add_epi8(first, _mm_set1_epi8(char(which)));
+    return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(bytes));
+}
+ROSE_INLINE I two_bytes(I a, int which) {
+    const __m128i first = _mm_set_epi32(int32_t(0x800d800c), int32_t(0x80098008),
+                                        int32_t(0x80058004), int32_t(0x80018000));
+    const __m128i bytes = _mm_add_epi32(first, _mm_set1_epi32(which * 0x00020002));
     return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(bytes));
 }
 ROSE_INLINE I shift_right(I a, int bits) { return _mm512_sra_epi32(a, _mm_cvtsi32_si128(bits)); }
@@ -301,6 +308,10 @@ ROSE_INLINE I shift_right(I a, int bits) { return a >> bits; }
 ROSE_INLINE I spread_byte(I a, int which) {
     const U byte = (U)a >> 8 * which & 255, two = byte | byte << 8;
     return (I)(two | two << 16);
+}
+ROSE_INLINE I two_bytes(I a, int which) {
+    const U two = (U)a >> 16 * which;
+    return (I)((two & 255) | (two << 8 & 255 << 16));
 }
 template <int BITS>
 ROSE_INLINE I shift_left(I a) { return (I)((U)a << BITS); }

@@ -12,33 +12,41 @@ namespace rose {
 namespace {
 namespace matmul {
 
-// Asks for the line of weights that is read that much later. Processors whose vectors are half a line
-// ask too late by themselves: pages are short, and each begins anew.
-ROSE_INLINE void ask_ahead([[maybe_unused]] const void* weights) {
-#if defined(ROSE_AVX2)
+// Asks for the line of weights that is read that much later. Where there is much to do for each line, as
+// with vectors of half a line or with codes to be made sense of, a core asks too late by itself: pages
+// are short, and each begins anew.
+ROSE_INLINE void ask_ahead(const void* weights) {
     constexpr int64_t AHEAD = 3072;
-    _mm_prefetch(static_cast<const char*>(weights) + AHEAD, _MM_HINT_T0);
-#endif
+    __builtin_prefetch(static_cast<const char*>(weights) + AHEAD);
 }
 
-// What is read next, asked for while something else is multiplied: C lines with each line of C tiles.
-// Many at once would make a core wait, which keeps a dozen under way. Where rows are so few that
-// memory is waited for anyway, asking makes it slower. (Where vectors are half a line, see ask_ahead.)
-template <int R, int C, bool ASKING>
+// Most rows that ask for nothing but the next lines of what they read.
+constexpr int ALONE = 4;
+
+// What is read next, asked for while something else is multiplied: C lines with each line of C tiles,
+// or every line, where that leaves some out. Many at once would make a core wait, which keeps a dozen
+// under way. Where rows are so few that memory is waited for anyway, it makes it slower. (For those, and
+// where vectors are half a line, see ask_ahead.)
+template <int R, int C, bool ASKING, bool EVERY = false>
 class Coming {
    public:
     // From what is asked for with input `first` on; so many inputs a line.
     Coming(const Panel& panel, int64_t first, int64_t inputs)
-        : at_(panel.coming + first * panel.pace), step_(inputs * panel.pace) {}
+        : at_(panel.coming + first * panel.pace), end_(at_), step_(inputs * panel.pace) {}
 
     ROSE_INLINE void ask() {
-        if constexpr (!ASKING || LANES != 16 || R <= 4) return;
-        repeat<C>([&](auto i) { __builtin_prefetch(at_ + i * LINE, 0, 2); });
-        at_ += step_;
+        if constexpr (!ASKING || LANES != 16 || R <= ALONE) return;
+        end_ += step_;
+        if constexpr (EVERY) {
+            for (; at_ < end_; at_ += LINE) __builtin_prefetch(at_, 0, 2);
+        } else {
+            repeat<C>([&](auto i) { __builtin_prefetch(at_ + i * LINE, 0, 2); });
+            at_ = end_;
+        }
     }
 
    private:
-    const char* at_;
+    const char *at_, *end_;
     int64_t step_;
 };
 
@@ -193,14 +201,9 @@ ROSE_INLINE Sum sum_at(const int32_t* start) {
     return all;
 }
 ROSE_INLINE Quads quads_at(const uint8_t* w) {
-    ask_ahead(w);
+    if constexpr (LANES == 8) ask_ahead(w);
     Quads quads;
     repeat<V>([&](auto v) { quads.of[v] = load_ints(w + v * LANES * 4); });
-    return quads;
-}
-ROSE_INLINE Quads quads_of(const I (&points)[V]) {
-    Quads quads;
-    repeat<V>([&](auto v) { quads.of[v] = points[v]; });
     return quads;
 }
 ROSE_INLINE F total_of(const Sum& all, int v) { return floats(all.of[v]); }
@@ -267,78 +270,140 @@ ROSE_INLINE void for_quads(const uint8_t* points, int64_t apart, int64_t inputs,
 }
 
 #if !defined(ROSE_AVX2)
-// The same of inputs [first, last) of int4; with AVX2, code_tiles take its place.
-template <int C, class Asking, class Add>
-ROSE_INLINE void for_unfolded(const Panel& panel, const char* tile, int64_t first, int64_t last,
-                              Asking& coming, const Add& add) {
-    const Block4 block(panel.w);
-    const int64_t apart = panel.apart;
-    for (int64_t at = first / PART; at < last / PART; at++) {
+// Adds products of two bytes that lie in 16 bits each, and a pair.
+ROSE_INLINE I dot_pair(I all, I bytes, const Pair& x) {
+#if defined(ROSE_AVX512)
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(all) : "v"(bytes), "m"(x));
+    return all;
+#else
+    return add(all, (bytes & 255) * int32_t(x.of[0]) + shift_right<16>(bytes) * int32_t(x.of[1]));
+#endif
+}
+
+// What the offsets of int4 add to the sums of a group: times the sums of a row's codes, for two parts at
+// once, but where a group is one part. It is the same whole number as if each point had its offset.
+template <int R, int C>
+ROSE_INLINE void add_offsets(const Panel& panel, int c, const Block4& block, int64_t first,
+                             int64_t last, const Pair* x_sums, Sum (&all)[R][C]) {
+    for (int64_t at = first / PART; at < last / PART; at += 2) {
         const Part part(block, at);
-        Grid grids[C * V];
+        const Pair* pairs = x_sums + at / 2 * R;
         repeat<C * V>([&](auto v) {
-            grids[v] = grid_of(tile + v / V * apart, part, v % V * LANES);
-        });
-        const char* codes = tile + part.codes();
-        for (int64_t line = 0; line < PART / 8; line++, codes += LINE) {
-            coming.ask();
-            repeat<2>([&](auto high) ROSE_INLINED {
-                Quads quads[C];
-                repeat<C>([&](auto i) {
-                    I points[V];
-                    repeat<V>([&](auto v) {
-                        const I two = load_ints(codes + i * apart + v * LANES * 4);
-                        points[v] = grids[i * V + v].template points<high>(two);
-                    });
-                    quads[i] = quads_of(points);
-                });
-                add(quads);
+            const char* offsets = panel.tile(c + v / V) + part.offsets() + v % V * LANES * 4;
+            I two = two_bytes(load_ints(offsets), part.number / 2);
+            if (last - first == PART) two = both(two, splat(part.number % 2 ? ~0xffff : 0xffff));
+            repeat<R>([&](auto r) {
+                I& sum = all[r][v / V].of[v % V];
+                sum = dot_pair(sum, two, pairs[r]);
             });
-        }
+        });
     }
 }
+
+// Points of C tiles of int4 for every four inputs, without offsets; with AVX2, code_tiles take its place.
+// They are unfolded four inputs ahead, and what a part's codes mean is looked up before its turn: a core
+// takes the oldest of what is ready, so that it would begin with these only when all products of the
+// last inputs are under way, and then wait for them. AHEAD: see ask_ahead.
+template <int C, bool AHEAD>
+class Unfolding {
+   public:
+    Unfolding(const Panel& panel, const char* tile)
+        : block_(panel.w), tile_(tile), apart_(panel.apart), parts_(padded_k(panel.w) / PART) {
+        look_up(0);
+        turn();
+        unfold<0>(0);
+    }
+
+    // Calls add(quads) for inputs [first, last), which follow those of the last call.
+    template <class Asking, class Add>
+    ROSE_INLINE void run(int64_t first, int64_t last, Asking& coming, const Add& add) {
+        constexpr int QUADS = PART / 4;
+        for (int64_t part = first / PART; part < last / PART; part++)
+            repeat<QUADS>([&](auto quad) ROSE_INLINED {
+                constexpr int NEXT = (decltype(quad)::value + 1) % QUADS;
+                if constexpr (NEXT % 2) coming.ask();
+                Quads now[C];
+                repeat<C>([&](auto i) { now[i] = next_[i]; });
+                if constexpr (NEXT == QUADS - 2) look_up(smaller(part + 1, parts_ - 1));
+                if constexpr (NEXT == 0) turn();
+                unfold<NEXT % 2>(NEXT / 2);
+                add(now);
+            });
+    }
+
+   private:
+    ROSE_INLINE void look_up(int64_t number) {
+        const Part part(block_, number);
+        repeat<C * V>([&](auto v) {
+            coming_[v] = grid_of(tile_ + v / V * apart_, part, v % V * LANES);
+        });
+        coming_codes_ = tile_ + part.codes();
+    }
+
+    ROSE_INLINE void turn() {
+        repeat<C * V>([&](auto v) { grids_[v] = coming_[v]; });
+        codes_ = coming_codes_;
+    }
+
+    template <int HIGH>
+    ROSE_INLINE void unfold(int64_t line) {
+        repeat<C>([&](auto i) {
+            const char* codes = codes_ + line * LINE + i * apart_;
+            if constexpr (AHEAD && HIGH == 0) ask_ahead(codes);
+            repeat<V>([&](auto v) {
+                const I two = load_ints(codes + v * LANES * 4);
+                next_[i].of[v] = grids_[i * V + v].template products<HIGH>(two);
+            });
+        });
+    }
+
+    const Block4 block_;
+    const char* tile_;
+    int64_t apart_, parts_;
+    Grid grids_[C * V], coming_[C * V];
+    const char *codes_, *coming_codes_;  // of a part
+    Quads next_[C];
+};
 #endif
 
 #if defined(ROSE_AVX512)
 // Sums of int4 for the fewest rows, where unfolding would take longer than all else: a part's codes
-// are multiplied as they are, and the step and the offset come after. It is the same whole number.
+// are multiplied as they are, and the step comes after. It is the same whole number.
 template <int R, int C>
 ROSE_INLINE void add_codes(const Panel& panel, int c, const Part& part, const Code* x,
                            Sum (&all)[R][C]) {
     constexpr int QUADS = PART / 4;
-    const I nibble = splat(int32_t(0x0f0f0f0f)), ones = splat(int32_t(0x01010101));
+    const I nibble = splat(int32_t(0x0f0f0f0f));
     Quad quads[QUADS][R];
-    I x_sum[R];
     repeat<R>([&](auto r) {
-        x_sum[r] = splat(int32_t(0));
-        repeat<QUADS>([&](auto i) {
-            quads[i][r] = quad_at(x + (i * R + r) * 4);
-            x_sum[r] = dot(x_sum[r], ones, quads[i][r]);
-        });
+        repeat<QUADS>([&](auto i) { quads[i][r] = quad_at(x + (i * R + r) * 4); });
     });
     repeat<C>([&](auto i) {
         const char* tile = panel.tile(c + i);
-        I sums[R];
-        repeat<R>([&](auto r) { sums[r] = splat(int32_t(0)); });
+        I sums[R], others[R];  // two chains, where rows are too few to keep a core busy with one each
+        repeat<R>([&](auto r) { sums[r] = others[r] = splat(int32_t(0)); });
         repeat<QUADS / 2>([&](auto line) {
-            const __m512i two = load_ints(tile + part.codes() + line * LINE);
+            const char* codes = tile + part.codes() + line * LINE;
+            ask_ahead(codes);
+            const __m512i two = load_ints(codes);
             const I low = both(two, nibble), high = both(shift_right<4>(two), nibble);
             repeat<R>([&](auto r) {
                 sums[r] = dot(sums[r], low, quads[2 * line][r]);
-                sums[r] = dot(sums[r], high, quads[2 * line + 1][r]);
+                others[r] = dot(others[r], high, quads[2 * line + 1][r]);
             });
         });
         const auto* steps = reinterpret_cast<const uint16_t*>(tile + part.steps());
         const I step = both(shift_right(load(steps), 4 * part.number), splat(int32_t(15)));
-        const I offsets = load_ints(tile + part.offsets());
-        const I offset = both(shift_right(offsets, 8 * part.number), splat(int32_t(255)));
         repeat<R>([&](auto r) {
-            const I whole = add(mul(step, sums[r]), mul(offset, x_sum[r]));
-            all[r][i].of[0] = add(all[r][i].of[0], whole);
+            all[r][i].of[0] = add(all[r][i].of[0], mul(step, add(sums[r], others[r])));
         });
     });
 }
 #endif
+
+struct Nothing {
+    Nothing(const Panel&, const char*) {}
+};
 
 // How the loops read a format: as points; unfolding codes of 4 bits to such; or as those codes.
 enum Reading { POINTS, UNFOLDING, CODES };
@@ -352,10 +417,15 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const int64_t k = padded_k(w), groups = groups_of(w);
     const auto* x_scales = reinterpret_cast<const float*>(prepared);
     const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
-    const auto* x = reinterpret_cast<const Code*>(corrections + groups * R);
+    const auto* x_sums = reinterpret_cast<const Pair*>(corrections + groups * R);
+    const auto* x =
+        reinterpret_cast<const Code*>(x_sums + (READING == POINTS ? 0 : pairs_of(w) * R));
     const uint8_t* of_tile = panel.points(c);
     const int64_t apart = panel.points(c + 1) - of_tile;
-    Coming<R, C, ASKING> coming(panel, 0, READING == POINTS ? 4 : 8);
+    Coming<R, C, ASKING, READING != POINTS> coming(panel, 0, READING == POINTS ? 4 : 8);
+#if !defined(ROSE_AVX2)
+    std::conditional_t<READING == UNFOLDING, Unfolding<C, (R <= ALONE)>, Nothing> unfolding(panel, panel.tile(c));
+#endif
     repeat<R * C * V>([&](auto i) { store(sums + i * LANES, zero()); });
     for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
         const int64_t first = group * w.group, last = smaller(k, first + w.group);
@@ -373,11 +443,15 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
             });
             x += 4 * R;
         };
+#if !defined(ROSE_AVX2)
+        if constexpr (READING != POINTS)
+            add_offsets<R, C>(panel, c, block, first, last, x_sums, all);
+#endif
         if constexpr (READING == POINTS)
             for_quads<C>(of_tile + points(group), apart, last - first, coming, add_four);
 #if !defined(ROSE_AVX2)
         if constexpr (READING == UNFOLDING)
-            for_unfolded<C>(panel, panel.tile(c), first, last, coming, add_four);
+            unfolding.run(first, last, coming, add_four);
 #endif
 #if defined(ROSE_AVX512)
         if constexpr (READING == CODES)
@@ -433,7 +507,7 @@ struct Meaning {
 // Adds a part of a tile and R rows: x [PART / 4][R][4].
 template <int R>
 ROSE_INLINE void add_part(const char* tile, const Part& part, const int8_t* x,
-                          const int32_t* x_sums, Halves (&all)[R]) {
+                          const Pair* x_sums, Halves (&all)[R]) {
     const __m256i nibble = _mm256_set1_epi8(15);
     if (part.number % 2 == 0) ask_ahead(tile + part.block + part.number / 2 * LINE);
     __m256i sums[R][2];
@@ -460,7 +534,7 @@ ROSE_INLINE void add_part(const char* tile, const Part& part, const int8_t* x,
     repeat<2>([&](auto half) {
         const Meaning meaning(tile, part, half);
         repeat<R>([&](auto r) {
-            all[r].of[half] = add(all[r].of[half], meaning.total(sums[r][half], x_sums[r]));
+            all[r].of[half] = add(all[r].of[half], meaning.total(sums[r][half], x_sums[r].of[part.number % 2]));
         });
     });
 }
@@ -472,8 +546,8 @@ void code_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const int64_t k = padded_k(w), groups = groups_of(w);
     const auto* x_scales = reinterpret_cast<const float*>(prepared);
     const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
-    const auto* x_sums = corrections + groups * R;
-    const auto* x = reinterpret_cast<const int8_t*>(x_sums + k / PART * R);
+    const auto* x_sums = reinterpret_cast<const Pair*>(corrections + groups * R);
+    const auto* x = reinterpret_cast<const int8_t*>(x_sums + pairs_of(w) * R);
     const char* tile = panel.tile(c);
     const Block4 block(w);
     const Offsets scales = scales_in(w);
@@ -483,7 +557,7 @@ void code_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
         Halves all[R];
         repeat<R>([&](auto r) { all[r].of[0] = all[r].of[1] = splat(corrections[r]); });
         for (int64_t part = first / PART; part < last / PART; part++)
-            add_part<R>(tile, Part(block, part), x + part * PART * R, x_sums + part * R, all);
+            add_part<R>(tile, Part(block, part), x + part * PART * R, x_sums + part / 2 * R, all);
         repeat<2>([&](auto half) {
             const F scale = load(panel.scales(c, scales(group)) + half * LANES);
             repeat<R>([&](auto r) {

@@ -45,20 +45,24 @@ struct Grid {
     I step;    // in both halves of a lane
     I offset;  // in all of its bytes
 
-    // The first four inputs of a line of codes, or the next four. Products of bytes stay under 256: two
-    // neighbours are multiplied as one.
+    // Of the first four inputs of a line of codes, or the next four: steps times codes, with offsets or
+    // without. Products of bytes stay under 256: two neighbours are multiplied as one.
     template <int HIGH>
     ROSE_INLINE I points(I two) const {
+        return add(products<HIGH>(two), offset);
+    }
+    template <int HIGH>
+    ROSE_INLINE I products(I two) const {
 #if defined(ROSE_AVX512) || defined(ROSE_AVX2)
         // Where they stand codes are 16 times as large, and their products with steps 2^12 times as
         // large have all that counts in the upper half.
         if constexpr (HIGH) {
             const I high_step = shift_left<12>(step);  // once a part
-            return add(mul16_high(both(two, splat(int32_t(0xf0f0f0f0))), high_step), offset);
+            return mul16_high(both(two, splat(int32_t(0xf0f0f0f0))), high_step);
         }
 #endif
         const I codes = both(HIGH ? shift_right<4>(two) : two, splat(int32_t(0x0f0f0f0f)));
-        return add(mul16(codes, step), offset);
+        return mul16(codes, step);
     }
 };
 
