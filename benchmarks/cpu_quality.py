@@ -65,7 +65,7 @@ def measure(setup: Setup, peers: list[Scoring], text: Path | None) -> Iterator[d
         if not name.startswith("reference"):
             bits = ours.weight_bits(setup.model, flags)
             yield _line(f"rosellm {name}", bits, verify(setup.model, *flags))
-            if text is not None and kind == 4:
+            if text is not None and kind == 4 and "--kv-cache-dtype" not in flags:  # only weights
                 found = with_text(setup.model, text, flags)
                 yield _line(f"rosellm {name}, text", bits, found)
     model = ModelConfig(str(setup.model), device="cpu")

@@ -26,11 +26,17 @@ from rosellm.roseinfer.messages import Add
 from rosellm.roseinfer.models.registry import find_architecture
 from rosellm.roseinfer.runner.resolve import resolve_quantization
 
+_HEAD4 = ["--quantization", "int4", "--head-quantization", "int4"]
+_GROUPS = ["--quantization", "int8", "--quantization-group", "128"]
+_CACHE8 = ["--kv-cache-dtype", "int8"]  # as OpenVINO keeps keys and values unless it is told else
+
 FLAGS: dict[str, tuple[Bits, list[str]]] = {
-    "int4, head int4": (4, ["--quantization", "int4", "--head-quantization", "int4"]),
+    "int4, head int4": (4, _HEAD4),
+    "int4, head int4, cache int8": (4, [*_HEAD4, *_CACHE8]),
     "int4, head int8": (4, ["--quantization", "int4"]),
     "int8": (8, ["--quantization", "int8"]),
-    "int8, groups of 128": (8, ["--quantization", "int8", "--quantization-group", "128"]),
+    "int8, groups of 128": (8, _GROUPS),
+    "int8, groups of 128, cache int8": (8, [*_GROUPS, *_CACHE8]),
     "bf16": (16, []),
     "reference bf16": (16, ["--kernels", "reference"]),
 }
@@ -91,7 +97,8 @@ def weight_bits(model: Path, flags: list[str]) -> float:
 def _load(args: argparse.Namespace) -> tuple[int, Callable[[Batch], Speeds]]:
     model = _config(args)
     scheduler = SchedulerConfig(max_num_seqs=MOST_STREAMS)
-    cache = CacheConfig(prefix_cache=False, kv_cache_gb=CACHE_GB)
+    kv_dtype = args.kv_cache_dtype
+    cache = CacheConfig(prefix_cache=False, kv_cache_gb=CACHE_GB, kv_cache_dtype=kv_dtype)
     core = build_engine(EngineConfig(model, cache, scheduler))
 
     def run(batch: Batch) -> Speeds:
@@ -151,6 +158,7 @@ def _arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--quantization-group", type=int)
     parser.add_argument("--head-quantization", default="auto")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--kernels", default="auto")
     return parser.parse_args(words)
 
