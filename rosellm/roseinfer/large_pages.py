@@ -47,15 +47,25 @@ def hold_again(path: Path) -> None:
     """Have the system hold a file in large pages that was just written, and is on the disk.
 
     What is written piece by piece lies in small pages for as long as it is held. So it is let go of
-    and read again, and no more than a page of it counts as this process's memory at a time.
+    and read again, page by page, unless the first one shows that nothing is gained. No more than a
+    page of it counts as this process's memory at a time.
     """
     if not (hasattr(os, "posix_fadvise") and hasattr(mmap, "MADV_HUGEPAGE")):
         return
     with contextlib.suppress(OSError), path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-            prefer(memory)
-            for start in range(0, len(memory), LARGE_PAGE):
-                memory.seek(start)
-                memory.read_byte()
-                memory.madvise(mmap.MADV_DONTNEED, start, min(LARGE_PAGE, len(memory) - start))
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        prefer(memory)
+        before = _large_pages_of_files()
+        for start in range(0, len(memory), LARGE_PAGE):
+            os.posix_fadvise(file.fileno(), start, LARGE_PAGE, os.POSIX_FADV_DONTNEED)
+            memory.seek(start)
+            memory.read_byte()
+            if start == 0 and _large_pages_of_files() == before:
+                return
+            memory.madvise(mmap.MADV_DONTNEED, start, min(LARGE_PAGE, len(memory) - start))
+
+
+def _large_pages_of_files() -> int:
+    """KiB of files that this process has mapped in large pages. Raises OSError."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("FilePmdMapped:"))

@@ -424,7 +424,8 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const int64_t apart = panel.points(c + 1) - of_tile;
     Coming<R, C, ASKING, READING != POINTS> coming(panel, 0, READING == POINTS ? 4 : 8);
 #if !defined(ROSE_AVX2)
-    std::conditional_t<READING == UNFOLDING, Unfolding<C, (R <= ALONE)>, Nothing> unfolding(panel, panel.tile(c));
+    using Unfolded = Unfolding<C, (R <= ALONE)>;
+    std::conditional_t<READING == UNFOLDING, Unfolded, Nothing> unfolding(panel, panel.tile(c));
 #endif
     repeat<R * C * V>([&](auto i) { store(sums + i * LANES, zero()); });
     for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
@@ -534,7 +535,8 @@ ROSE_INLINE void add_part(const char* tile, const Part& part, const int8_t* x,
     repeat<2>([&](auto half) {
         const Meaning meaning(tile, part, half);
         repeat<R>([&](auto r) {
-            all[r].of[half] = add(all[r].of[half], meaning.total(sums[r][half], x_sums[r].of[part.number % 2]));
+            const int32_t x_sum = x_sums[r].of[part.number % 2];
+            all[r].of[half] = add(all[r].of[half], meaning.total(sums[r][half], x_sum));
         });
     });
 }
