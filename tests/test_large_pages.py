@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rosellm.roseinfer import large_pages
 from rosellm.roseinfer.host_memory import resident
 from rosellm.roseinfer.large_pages import LARGE_PAGE, hold_again, zeros
 
@@ -45,6 +46,23 @@ def test_a_file_held_again_is_the_same(tmp_path: Path, num_bytes: int) -> None:
         hold_again(path)
         assert path.read_bytes() == wanted
     assert path.read_bytes() == wanted
+
+
+@pytest.mark.skipif(resident() is None, reason="the system does not tell")
+@pytest.mark.parametrize("gains", [True, False])
+def test_a_file_is_read_to_its_end_only_where_its_first_page_gains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gains: bool
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(3 * LARGE_PAGE + 5))
+    dropped: list[int] = []
+    sizes = iter([0, 2048 if gains else 0])
+    monkeypatch.setattr(large_pages, "_large_pages_of_files", lambda: next(sizes))
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _file, start, _size, _how: dropped.append(start)
+    )
+    hold_again(path)
+    assert dropped == [i * LARGE_PAGE for i in range(4 if gains else 1)]
 
 
 def test_a_file_that_cannot_be_held_again_is_nobodys_trouble(tmp_path: Path) -> None:

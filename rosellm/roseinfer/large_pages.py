@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 LARGE_PAGE = 2 << 20
 
+# Shared memory, which is what Python asks for, is in small pages.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
 
 def prefer(memory: mmap.mmap) -> None:
     """Have what is read into that memory from now on be in large pages."""
@@ -37,10 +40,6 @@ def zeros(num_bytes: int) -> npt.NDArray[np.uint8]:
     pages = np.frombuffer(memory, dtype=np.uint8)
     skipped = -pages.ctypes.data % LARGE_PAGE
     return pages[skipped : skipped + num_bytes]
-
-
-# Shared memory, which is what Python asks for, is in small pages.
-_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 def hold_again(path: Path) -> None:
