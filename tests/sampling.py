@@ -23,6 +23,16 @@ def make_logits(rows: int, vocab_size: int = VOCAB, seed: int = 0, scale: float 
     return torch.randn(rows, vocab_size, generator=generator) * scale
 
 
+def tops_of(logits: Tensor) -> Tensor:
+    """As a native head notes them: [rows, 2, blocks of 64], see kernels.h."""
+    parts = [
+        torch.where(part.isfinite().all(1), part.amax(1), torch.nan) for part in logits.split(32, 1)
+    ]
+    if len(parts) % 2:
+        parts.append(parts[-1])
+    return torch.stack([torch.stack(parts[half::2], dim=1) for half in (0, 1)], dim=1)
+
+
 def make_row(
     *,
     position: int = 0,

@@ -439,6 +439,6 @@ def all_logits(core: EngineCore, tokens: Sequence[int], chunk: int | None = None
         part = tuple(tokens[start : start + (chunk or len(tokens))])
         hidden = runner.hidden_states(StepPlan((Work(0, start, part, tables),)))
         with torch.inference_mode():
-            pieces.append(runner._model.logits(hidden).clone())
+            pieces.append(runner._model.logits(hidden).values.clone())
     core.scheduler.cache.flush()
     return torch.cat(pieces)

@@ -38,7 +38,7 @@ def as_served(core, tokens: list[int]) -> Tensor:
         for at in range(0, len(tokens), 32)
     ]
     with torch.inference_mode():
-        return runner.model.logits(torch.cat(hidden)).clone()
+        return runner.model.logits(torch.cat(hidden)).values.clone()
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

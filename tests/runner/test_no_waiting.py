@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.table import reference_ops
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.runner.model_runner import ModelRunner
@@ -39,8 +40,8 @@ class Table:
     def __call__(self, ids: Tensor, _step: Any) -> Tensor:
         return self._rows[ids]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ self._rows.T
+    def logits(self, hidden: Tensor) -> Logits:
+        return Logits(hidden @ self._rows.T)
 
 
 def told(raw: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rosellm.roseinfer.config import Kernels
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.table import choose_ops
 from rosellm.roseinfer.kernels.upload import at_once
 from rosellm.roseinfer.runner import sampler
@@ -24,6 +25,7 @@ from tests.sampling import (
     make_row,
     oracle,
     random_rows,
+    tops_of,
 )
 
 Run = Callable[[Tensor, Sequence[LogitRow]], list[Sample]]
@@ -38,8 +40,9 @@ def run(request: pytest.FixtureRequest) -> Run:
         pytest.skip(ops.reason)
 
     def run(logits: Tensor, rows: Sequence[LogitRow]) -> list[Sample]:
+        scores = Logits(logits.clone(), tops_of(logits) if ops.name == "native" else None)
         wishes = Wishes.of(rows, logits.shape[1], ops, at_once(logits.device))
-        return sampler.to_samples(rows, sampler.sample(logits.clone(), wishes, ops).tensors)
+        return sampler.to_samples(rows, sampler.sample(scores, wishes, ops).tensors)
 
     return run
 

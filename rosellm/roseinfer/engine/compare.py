@@ -128,7 +128,10 @@ def scores(
     model = _runner(core).model
     with torch.inference_mode():
         states = _hidden_states(core, windows, "reading", on_progress)
-        return [(window, model.logits(each)) for window, each in zip(windows, states, strict=True)]
+        return [
+            (window, model.logits(each).values)
+            for window, each in zip(windows, states, strict=True)
+        ]
 
 
 def _runner(core: EngineCore) -> ModelRunner:
@@ -172,7 +175,7 @@ def _pairs(
         )
         for ours, theirs, ids in parts:
             with torch.inference_mode():
-                yield Pair(head.logits(ours), model.logits(theirs), ids)
+                yield Pair(head.logits(ours).values, model.logits(theirs).values, ids)
 
 
 @dataclass(frozen=True)

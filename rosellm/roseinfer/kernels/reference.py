@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rosellm.roseinfer.cache.storage import KVTensor
 from rosellm.roseinfer.kernels import float8
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.quant.formats import Format
 from rosellm.roseinfer.quant.tensor import QuantizedTensor
 
@@ -149,6 +150,11 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
     product = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
     product = product[:rows, : packed.out_features]
     return product if packed.activation is None else ACTIVATIONS[packed.activation](product)
+
+
+def logits(x: Tensor, packed: PackedLinear) -> Logits:
+    """The same of a head."""
+    return Logits(linear(x, packed))
 
 
 def embedding(ids: Tensor, packed: PackedLinear) -> Tensor:

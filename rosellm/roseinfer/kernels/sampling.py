@@ -26,8 +26,12 @@ CANDIDATES = 1024
 """Most filters keep fewer tokens than this; only rows that keep more are sorted in full."""
 
 
-def sound(logits: Tensor) -> Tensor:
-    """Which rows are numbers, that is, have a largest one and no NaN: bool [R]."""
+def sound(logits: Tensor, _tops: None = None) -> Tensor:
+    """Which rows are numbers, that is, have a largest one and no NaN: bool [R].
+
+    Args:
+        _tops: of ``Logits``, for those who have such.
+    """
     return logits.amax(dim=1).isfinite()  # NaN is the largest
 
 
@@ -112,6 +116,7 @@ def draw(
     rows: Sequence[LogitRow],
     allowed: Tensor | None,
     drawing: Drawing | None = None,
+    _tops: None = None,
 ) -> Tensor:
     """The token of each row, [R].
 
@@ -121,6 +126,7 @@ def draw(
         allowed: a bit for each token that may be chosen, the lowest of a word first: int32
             [R, ceil(vocabulary / 32)]. None allows all.
         drawing: what ``lay_out`` made of the rows, if it was called for them.
+        _tops: of ``Logits``, for those who have such, and only if nothing was changed.
     """
     drawing = drawing or lay_out(rows, logits.shape[1], at_once(logits.device))
     if allowed is not None:

@@ -25,6 +25,7 @@ from rosellm.roseinfer.kernels import logprobs, reference, sampling
 from rosellm.roseinfer.kernels.cpu.library import Library, Unavailable, load
 from rosellm.roseinfer.kernels.cpu.ops import NativeOps
 from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.triton import support
 from rosellm.roseinfer.kernels.upload import Upload
@@ -81,8 +82,7 @@ class Ops:
         attention: makes the backend, for blocks of so many tokens and for so many query heads that
             share a KV head.
         lay_out: what ``draw`` has to know of rows, sent to the device before the step's forward:
-            rows, the size of the vocabulary, and how to upload. Its result is ``draw``'s last
-            argument.
+            rows, the size of the vocabulary, and how to upload.
         held_bytes: memory of a packed weight [rows, columns] of a type, or quantised.
         identity: what else of it its results depend on: instructions, and the build.
         packed: how such weights can be kept in a file; None if not.
@@ -97,13 +97,14 @@ class Ops:
     pack_linear: Callable[[Tensor, Tensor | None, Activation | None], Any]
     pack_quantized: Callable[[QuantizedTensor, Tensor | None, Activation | None, torch.dtype], Any]
     linear: Callable[[Tensor, Any], Tensor]
+    logits: Callable[[Tensor, Any], Logits]
     embedding: Callable[[Tensor, Any], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     attend: Callable[[Tensor, Heads, HeadNorms | None, Step], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
-    sound: Callable[[Tensor], Tensor]
-    draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None, Any], Tensor]
+    sound: Callable[[Tensor, Any], Tensor]
+    draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None, Any, Any], Tensor]
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
     attention: Callable[[int, torch.device, int], AttentionBackend]
@@ -166,6 +167,7 @@ def reference_ops(reason: str) -> Ops:
         pack_linear=reference.pack_linear,
         pack_quantized=reference.pack_quantized,
         linear=reference.linear,
+        logits=reference.logits,
         embedding=reference.embedding,
         rms_norm=reference.rms_norm,
         layer_norm=reference.layer_norm,
@@ -191,6 +193,7 @@ def native_ops(library: Library) -> Ops:
         pack_linear=native.pack_linear,
         pack_quantized=native.pack_quantized,
         linear=native.linear,
+        logits=native.logits,
         embedding=native.embedding,
         rms_norm=native.rms_norm,
         layer_norm=native.layer_norm,
@@ -229,6 +232,7 @@ def triton_ops(device: torch.device, deterministic: bool) -> Ops:
         pack_linear=products.pack_linear,
         pack_quantized=products.pack_quantized,
         linear=ops.linear,
+        logits=ops.logits,
         embedding=ops.embedding,
         rms_norm=ops.rms_norm,
         layer_norm=ops.layer_norm,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.table import Ops, PackedForm
 from rosellm.roseinfer.quant.formats import Format
@@ -144,6 +145,10 @@ class Linear(Matrix):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._ops.linear(x, self.packed)
+
+    def logits(self, x: Tensor) -> Logits:
+        """The same of a head."""
+        return self._ops.logits(x, self.packed)
 
     def rows_are_independent(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Try on this machine whether a row has the same bits alone as among others."""

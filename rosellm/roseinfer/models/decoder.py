@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rosellm.roseinfer.attention.step import Heads, Step
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.layers.attention import Attention
 from rosellm.roseinfer.layers.linear import Embedding, Linear
@@ -138,7 +139,9 @@ class Decoder(Model):
             x = block(x, step)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        scores: Tensor = self.head(hidden).float()
-        cap = self.spec.final_softcap
-        return scores if cap is None else cap * torch.tanh(scores / cap)
+    def logits(self, hidden: Tensor) -> Logits:
+        found = self.head.logits(hidden)
+        scores, cap = found.values.float(), self.spec.final_softcap
+        if cap is None:
+            return Logits(scores, found.tops)
+        return Logits(cap * torch.tanh(scores / cap))

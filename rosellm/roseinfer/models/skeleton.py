@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rosellm.roseinfer.attention.step import Step
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.layers.linear import Linear, Matrix
 from rosellm.roseinfer.models.spec import ModelSpec
 from rosellm.roseinfer.quant.formats import Recipe
@@ -32,7 +33,7 @@ class Model(nn.Module):
         """Hidden states [T, H] of token ids [T]; ``embeddings`` [T, H] override the table."""
         raise NotImplementedError
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Logits:
         """Scores [R, vocabulary] in fp32 of hidden states [R, H]."""
         raise NotImplementedError
 

@@ -59,6 +59,11 @@ class Wishes:
     spares: tuple[Tensor, Tensor] | None
     width: int
 
+    @property
+    def change_logits(self) -> bool:
+        """Whether anything is done to the logits before a token is drawn."""
+        return any(part is not None for part in (self.bias, self.early, self.penalties))
+
     @classmethod
     def of(cls, rows: Sequence[LogitRow], vocab_size: int, ops: Ops, upload: Upload) -> Wishes:
         told = [i for i, row in enumerate(rows) for _ in range(num_told(row))]

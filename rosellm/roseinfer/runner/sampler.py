@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Logprobs
 from rosellm.roseinfer.runner.rows import Penalties, Wishes, num_told
@@ -64,15 +65,16 @@ def _cut(
     return chosen, ids[:count], values[:count]
 
 
-def sample(logits: Tensor, wishes: Wishes, ops: Ops, allowed: Tensor | None = None) -> Chosen:
+def sample(scores: Logits, wishes: Wishes, ops: Ops, allowed: Tensor | None = None) -> Chosen:
     """Choose a token for each row.
 
     Args:
-        logits: [R, vocabulary] in fp32; not kept.
+        scores: of R rows, in fp32; not kept.
         wishes: what each row wants, R of them.
         allowed: see ``Ops.draw``.
     """
-    finite = _sound(logits, ops)
+    logits, tops = scores.values, scores.tops
+    finite = _sound(scores, ops)
     raw = None if wishes.told is None else logits[wishes.told]
     if wishes.bias is not None:
         *where, biases = wishes.bias
@@ -81,18 +83,20 @@ def sample(logits: Tensor, wishes: Wishes, ops: Ops, allowed: Tensor | None = No
         logits.index_put_(wishes.early, logits.new_full((), -torch.inf))
     if wishes.penalties is not None:
         _penalise(logits, wishes.penalties)
-    tokens = ops.draw(logits, wishes.rows, allowed, wishes.drawing)
+    if wishes.change_logits:
+        tops = None
+    tokens = ops.draw(logits, wishes.rows, allowed, wishes.drawing, tops)
     if raw is None:
         return Chosen(tokens, finite)
     return Chosen(tokens, finite, ops.logprobs_of(raw, _told_tokens(wishes, tokens), wishes.width))
 
 
-def _sound(logits: Tensor, ops: Ops) -> Tensor:
+def _sound(scores: Logits, ops: Ops) -> Tensor:
     """Which rows are numbers: [R]. The others are zeroed: no kernel has to draw from them."""
-    finite = ops.sound(logits)
+    finite = ops.sound(scores.values, scores.tops)
     # A GPU is not waited for. (Of a few numbers `all` takes five times as long as a list of them.)
-    if logits.device.type != "cpu" or not all(finite.tolist()):
-        logits.masked_fill_(~finite[:, None], 0.0)
+    if finite.device.type != "cpu" or not all(finite.tolist()):
+        scores.values.masked_fill_(~finite[:, None], 0.0)
     return finite
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.reference import tile_rows
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Logprobs
@@ -55,12 +56,12 @@ def to_logprobs(tops: Sequence[int], parts: Sequence[Tensor]) -> list[Logprobs]:
 
 
 def score(
-    logits: Callable[[Tensor], Tensor], hidden: Tensor, inputs: RowInputs, ops: Ops
+    logits: Callable[[Tensor], Logits], hidden: Tensor, inputs: RowInputs, ops: Ops
 ) -> Scores:
     """Score the step's scored positions.
 
     Args:
-        logits: hidden states [R, H] to logits [R, vocabulary] in fp32.
+        logits: hidden states [R, H] to logits in fp32.
         hidden: [T, H] of the whole step.
     """
     count, width = len(inputs.tops), max(inputs.tops, default=0)
@@ -75,7 +76,7 @@ def score(
     height = tile_rows(hidden.device)
     for start in range(0, count, height):
         rows = slice(start, start + height)
-        raw = logits(hidden[inputs.scored[rows]])
+        raw = logits(hidden[inputs.scored[rows]]).values
         found = ops.logprobs_of(raw, inputs.targets[rows], width)
         for whole, part in zip((scores.chosen, scores.ids, scores.values), found, strict=True):
             whole[rows] = part

@@ -13,6 +13,7 @@ from rosellm.roseinfer.kernels.cpu.build import LEVELS
 from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
 from tests.kernels.products import FORMATS, packed, random
+from tests.sampling import tops_of
 
 SIZES = [(1, 1), (3, 5), (17, 33), (31, 64), (70, 161), (130, 300), (33, 777), (50, 256)]
 ROWS = [1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 31, 64]
@@ -336,6 +337,32 @@ def test_nothing_else_is_written(
         assert not (inside == 7.0).any()
         inside.fill_(7.0)
         assert (around == 7.0).all()
+
+
+@formats
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 65, 97, 130, 1000])
+def test_tops_are_of_what_is_written(
+    library: Library, level: str, format: Format, group: int, n: int
+) -> None:
+    matrix = packed(library, n, 70, format, group)
+    for count in (1, 3, 6, 30, 70):
+        x, tops = random(count, 70), matrix.make_tops(count)
+        tops.fill_(7.0)
+        assert torch.equal(matrix.linear(x, tops=tops), matrix.linear(x))
+        assert torch.equal(tops, tops_of(matrix.linear(x)))
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("place", [0, 40, 96])
+def test_the_top_of_what_is_no_number_is_none(
+    library: Library, level: str, number: float, place: int
+) -> None:
+    bias = torch.zeros(97)
+    bias[place] = number
+    matrix = Matrix.of(library, Shape("int8", 97, 40, 32), random(97, 40), bias)
+    tops = matrix.make_tops(2)
+    matrix.linear(random(2, 40), tops=tops)
+    assert torch.equal(tops.isnan(), tops_of(bias.expand(2, -1)).isnan())
 
 
 @formats

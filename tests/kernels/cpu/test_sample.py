@@ -20,7 +20,7 @@ from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
 from rosellm.roseinfer.kernels.noise import gumbel
 from rosellm.roseinfer.request import SamplingParams
 from rosellm.roseinfer.step import LogitRow
-from tests.sampling import FILTERS, VOCAB, make_logits, make_row
+from tests.sampling import FILTERS, VOCAB, make_logits, make_row, tops_of
 
 SIZES = [1, 7, 64, 97, 4099]
 CLOSE = 1e-5
@@ -224,6 +224,35 @@ def test_a_broken_row_gives_what_the_reference_gives(native, level, params):
     logits, rows = broken_logits(), [make_row(**params)] * 9
     found = native.draw(logits, rows, None)
     assert torch.equal(found, sampling.draw(logits, rows, None))
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 64, 97, 4099, 33_001])
+def test_tops_change_nothing(native, level, threads, vocab_size):
+    logits, rows = wild_logits(25, vocab_size), wild_rows(25, vocab_size, seed=6)
+    tops = tops_of(logits)
+    assert torch.equal(native.draw(logits, rows, None, None, tops), native.draw(logits, rows, None))
+    assert torch.equal(native.sound(logits, tops), native.sound(logits))
+    allowed = Words.random(25, vocab_size, 0.5).packed()
+    found = native.draw(logits, rows, allowed, None, tops)
+    assert torch.equal(found, native.draw(logits, rows, allowed))
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, *FILTERS], ids=str)
+def test_tops_of_a_broken_row_change_nothing(native, level, params):
+    logits, rows = broken_logits(), [make_row(**params)] * 9
+    tops = tops_of(logits)
+    assert torch.equal(native.draw(logits, rows, None, None, tops), native.draw(logits, rows, None))
+    assert torch.equal(native.sound(logits, tops), native.sound(logits))
+
+
+def test_what_tops_say_is_not_read_again(native, level):
+    """Or else they would gain nothing."""
+    logits = make_logits(3, 4099)
+    tops = tops_of(logits)
+    token = int(logits[1].argmax())
+    logits[1, (token + 2000) % 4099] = torch.nan
+    assert native.sound(logits, tops).all()
+    assert native.draw(logits, [make_row(temperature=0.0)] * 3, None, None, tops)[1] == token
 
 
 @pytest.mark.parametrize("rows", [1, 9, 40])

@@ -147,8 +147,8 @@ void rose_pack_codes(const rose::Matrix* w, int64_t first, int64_t count,
     rose::kernels().pack_codes(*w, first, count, *rows);
 }
 void rose_linear(const rose::Rows* x, const rose::Matrix* w, int32_t finish, float* y,
-                 int64_t y_stride) {
-    rose::kernels().linear(*x, *w, static_cast<rose::Finish>(finish), y, y_stride);
+                 int64_t y_stride, float* tops) {
+    rose::kernels().linear(*x, *w, static_cast<rose::Finish>(finish), y, y_stride, tops);
 }
 void rose_lookup(const rose::Matrix* table, const int64_t* ids, int64_t count, float* y,
                  int64_t y_stride) {
@@ -184,12 +184,12 @@ void rose_attention(const rose::Attention* heads, const rose::Sequences* step,
 
 // -- tokens; see kernels.h
 
-void rose_soundness(const rose::Activations* logits, uint8_t* sound) {
-    rose::kernels().soundness(*logits, sound);
+void rose_soundness(const rose::Activations* logits, const float* tops, uint8_t* sound) {
+    rose::kernels().soundness(*logits, tops, sound);
 }
-void rose_draw(const rose::Activations* logits, const rose::Allowed* allowed,
+void rose_draw(const rose::Activations* logits, const float* tops, const rose::Allowed* allowed,
                const rose::Sampling* wanted, int64_t* tokens) {
-    rose::kernels().draw(*logits, *allowed, wanted, tokens);
+    rose::kernels().draw(*logits, tops, *allowed, wanted, tokens);
 }
 void rose_logprobs(const rose::Activations* logits, const int64_t* tokens, float* chosen,
                    const rose::Likeliest* likeliest) {

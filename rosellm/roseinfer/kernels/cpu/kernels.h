@@ -133,11 +133,18 @@ struct Likeliest {
     float* values;
 };
 
+// The largest of every so many outputs of a row, for those who look for its largest logits: `tops`, of
+// each row [2][ceil(n / (2 * TOP))], since every second one has a place of its own. NaN where one of them
+// is no finite number. A last pair that has but one has it twice.
+constexpr int64_t TOP = 32;
+
 struct Kernels {
     const char* level;
 
-    // y [count, n] = finish(x W^T + bias); ADD adds to what y holds.
-    void (*linear)(const Rows& x, const Matrix& w, Finish finish, float* y, int64_t y_stride);
+    // y [count, n] = finish(x W^T + bias); ADD adds to what y holds. Tops of y, unless null: of what is
+    // not gated.
+    void (*linear)(const Rows& x, const Matrix& w, Finish finish, float* y, int64_t y_stride,
+                   float* tops);
 
     // y [count, k] = rows ids [count] of the weight, in fp32: an embedding whose table a head shares.
     void (*lookup)(const Matrix& table, const int64_t* ids, int64_t count, float* y,
@@ -164,10 +171,11 @@ struct Kernels {
     void (*attention)(const Attention& heads, const Sequences& step, const KvCache& cache);
 
     // sample.inl: of rows of logits, whether they are numbers (1 or 0); the token chosen for each;
-    // and log-probabilities, those of `tokens` [rows] into chosen [rows].
-    void (*soundness)(const Activations& logits, uint8_t* sound);
-    void (*draw)(const Activations& logits, const Allowed& allowed, const Sampling* wanted,
-                 int64_t* tokens);
+    // and log-probabilities, those of `tokens` [rows] into chosen [rows]. With the logits' tops, unless
+    // null, most of them need not be read.
+    void (*soundness)(const Activations& logits, const float* tops, uint8_t* sound);
+    void (*draw)(const Activations& logits, const float* tops, const Allowed& allowed,
+                 const Sampling* wanted, int64_t* tokens);
     void (*logprobs)(const Activations& logits, const int64_t* tokens, float* chosen,
                      const Likeliest& likeliest);
 };

@@ -219,6 +219,7 @@ struct Target {
     Finish finish;
     float* y;
     int64_t stride;
+    float* tops;  // or null
 };
 
 ROSE_INLINE F activated(Finish finish, F value) {
@@ -266,6 +267,54 @@ inline void finish_gated(const Target& to, int64_t column, int64_t row, int64_t 
             const F up = with_bias(to.w, ups + v, half + at, half - at);
             put(activated(to.finish, gate) * up, false, y + at, half - at);
         }
+    }
+}
+
+// Where the top of outputs from `column` on is kept, for the first row.
+inline float* top_at(const Target& to, int64_t column) {
+    const int64_t pairs = ceil_div(to.w.n, 2 * TOP), top = column / TOP;
+    return to.tops + top % 2 * pairs + top / 2;
+}
+
+// The largest of some outputs, or NaN, one by one.
+inline float top_of(const float* y, int64_t count) {
+    float largest = y[0], odd = 0.0f;
+    for (int64_t i = 0; i < count; i++) {
+        largest = y[i] > largest ? y[i] : largest;
+        odd += y[i] - y[i];
+    }
+    return largest + odd;
+}
+
+// Tops of TOP outputs of `rows` rows that lie `apart`. Returns whether all is finite; if not, they mean
+// nothing.
+inline bool find_whole_tops(const float* y, int64_t stride, int64_t rows, float* tops, int64_t apart) {
+    F all = zero();
+    for (int64_t r = 0; r < rows; r++, y += stride, tops += apart) {
+        F most = load(y), total = most;
+        for (int64_t v = LANES; v < TOP; v += LANES) {
+            const F more = load(y + v);
+            most = max(most, more), total = total + more;
+        }
+        all = all + total;
+        *tops = rose::most(most);
+    }
+    return sum(all - all) == 0.0f;
+}
+
+// Of tiles [tile, tile + tiles), which are finished for some rows. They are in pairs but for the last.
+inline void find_tops(const Target& to, int64_t tile, int64_t tiles, int64_t row, int64_t rows) {
+    static_assert(TOP == 2 * TILE);
+    const int64_t apart = 2 * ceil_div(to.w.n, 2 * TOP);
+    const int64_t end = smaller((tile + tiles) * TILE, to.w.n);
+    for (int64_t column = tile * TILE; column < end; column += TOP) {
+        const int64_t count = smaller(TOP, to.w.n - column);
+        const float* y = to.y + row * to.stride + column;
+        float *tops = top_at(to, column) + row * apart, *twins = top_at(to, column + TOP) + row * apart;
+        if (count < TOP || !find_whole_tops(y, to.stride, rows, tops, apart))
+            for (int64_t r = 0; r < rows; r++) tops[r * apart] = top_of(y + r * to.stride, count);
+        if (column + TOP >= to.w.n && column % (2 * TOP) == 0)
+            for (int64_t r = 0; r < rows; r++) twins[r * apart] = tops[r * apart];
     }
 }
 
@@ -334,6 +383,7 @@ inline void multiply_panel(const Block& block, const Panel& panel, int64_t first
     } else {
         for (int64_t c = 0; c < tiles; c++)
             finish_tile(to, (first + c) * TILE, row, there, sums + c * apart);
+        if (to.tops) find_tops(to, first, tiles, row, there);
     }
 }
 
@@ -433,11 +483,12 @@ inline int64_t rows_of_block(const Matrix& w) {
     return smaller(BLOCK_ROWS / most * most, larger(rows, 4 * most));
 }
 
-void linear(const Rows& x, const Matrix& w, Finish finish, float* y, int64_t y_stride) {
+void linear(const Rows& x, const Matrix& w, Finish finish, float* y, int64_t y_stride,
+            float* tops) {
     thread_local Workspace kept;
     const int64_t most = rows_of_block(w);
     for (int64_t row = 0; row < x.count; row += most)
-        multiply_block(x, {w, finish, y, y_stride}, row, smaller(most, x.count - row), kept);
+        multiply_block(x, {w, finish, y, y_stride, tops}, row, smaller(most, x.count - row), kept);
 }
 
 }  // namespace matmul

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rosellm.roseinfer import large_pages
 from rosellm.roseinfer.kernels.cpu import structs
-from rosellm.roseinfer.kernels.cpu.library import Library
+from rosellm.roseinfer.kernels.cpu.library import Library, address
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Finish = Literal["store", "add", "gelu_tanh", "gelu_erf", "silu_mul", "gelu_tanh_mul"]
@@ -32,6 +32,8 @@ PART = 32
 
 INT4_GROUP = 128
 ALIGNMENT = 64
+TOP = 32
+"""Outputs that share a top, see kernels.h."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ class Matrix:
         finish: Finish = "store",
         out: Tensor | None = None,
         index: Tensor | None = None,
+        tops: Tensor | None = None,
     ) -> Tensor:
         """finish(x W^T + bias).
 
@@ -162,6 +165,8 @@ class Matrix:
             x: fp32 [T, k], rows contiguous.
             out: fp32 [T, columns], rows contiguous; "add" adds to it.
             index: int64 [T], rows of x that are meant; None: all of them.
+            tops: fp32, as ``make_tops`` makes it: to be filled with the largest of every ``TOP``
+                outputs. Not of a gated product.
         """
         count = len(x) if index is None else len(index)
         out = x.new_empty(count, self.columns) if out is None else out
@@ -169,9 +174,18 @@ class Matrix:
             x.data_ptr(), x.stride(0), count, None if index is None else index.data_ptr()
         )
         self.library.c.rose_linear(
-            byref(rows), byref(self.struct), FINISHES[finish], out.data_ptr(), out.stride(0)
+            byref(rows),
+            byref(self.struct),
+            FINISHES[finish],
+            out.data_ptr(),
+            out.stride(0),
+            address(tops),
         )
         return out
+
+    def make_tops(self, count: int) -> Tensor:
+        """Room for the tops of so many rows: [count, 2, blocks of 2 * TOP outputs]."""
+        return torch.empty(count, 2, -(-self.shape.n // (2 * TOP)))
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows ids [T], int64, of the weight: fp32 [T, k]."""

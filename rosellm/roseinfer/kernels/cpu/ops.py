@@ -23,6 +23,7 @@ from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
 from rosellm.roseinfer.kernels.cpu.packing import Packing, shape_of
 from rosellm.roseinfer.kernels.cpu.program import Program
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.trace import (
     Attend,
@@ -130,6 +131,10 @@ class NativeOps:
         if isinstance(x, Rows):
             return x.trace.add("linear", weight.matrix.columns, (x,), weight)
         return weight.matrix.linear(_fp32(x), weight.finish)
+
+    def logits(self, x: Tensor, weight: Weight) -> Logits:
+        tops = weight.matrix.make_tops(len(x))
+        return Logits(weight.matrix.linear(_fp32(x), weight.finish, tops=tops), tops)
 
     def embedding(self, ids: Any, weight: Weight) -> Any:
         if isinstance(ids, Ids):

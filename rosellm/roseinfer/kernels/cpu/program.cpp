@@ -85,7 +85,8 @@ void run_one(const Kernels& kernels, const Operation& operation, const Step& ste
             return kernels.layer_norm(x, out, operation.weight, operation.bias, operation.number);
         case OP_LINEAR:
             return kernels.linear({x.data, x.stride, x.count, nullptr}, *operation.matrix,
-                                  static_cast<Finish>(operation.finish), out.data, out.stride);
+                                  static_cast<Finish>(operation.finish), out.data, out.stride,
+                                  nullptr);
         case OP_ATTEND: return attend(kernels, *operation.layer, step, x, out);
         case OP_SUM: return kernels.add(x, buffers.at(operation.other), out);
         case OP_SCALE: return scale(x, out, operation.number);

@@ -47,14 +47,14 @@ class Soundness : public Row {
 
 constexpr Stage<Soundness> SOUNDNESS[] = {{&Soundness::scan, false}, {&Soundness::settle, true}};
 
-void soundness(const Activations& logits, uint8_t* sound) {
-    const Logits shape = {nullptr, nullptr, logits.width};
+void soundness(const Activations& logits, const float* known, uint8_t* sound) {
+    const Logits shape = {nullptr, nullptr, nullptr, logits.width};
     Memory& memory = Memory::own();
     Soundness* rows = memory.rows.room<Soundness>(logits.count);
     float* tops = memory.tops.room<float>(logits.count * shape.blocks());
     Part* parts = memory.parts.room<Part>(logits.count * shape.parts());
     for (int64_t row = 0; row < logits.count; row++)
-        new (rows + row) Soundness({row_of(logits, row), nullptr, logits.width},
+        new (rows + row) Soundness(Logits::of(logits, row, known, nullptr),
                                    tops + row * shape.blocks(), parts + row * shape.parts(),
                                    sound + row);
     run_stages(rows, logits.count, shape, SOUNDNESS, std::size(SOUNDNESS));
@@ -203,9 +203,9 @@ constexpr Stage<Draw> DRAW[] = {
 };
 constexpr int64_t GREEDY = 2;  // stages that do if no row is random
 
-void draw(const Activations& logits, const Allowed& allowed, const Sampling* wanted,
-          int64_t* tokens) {
-    const Logits shape = {nullptr, nullptr, logits.width};
+void draw(const Activations& logits, const float* known, const Allowed& allowed,
+          const Sampling* wanted, int64_t* tokens) {
+    const Logits shape = {nullptr, nullptr, nullptr, logits.width};
     Memory& memory = Memory::own();
     Draw* rows = memory.rows.room<Draw>(logits.count);
     float* tops = memory.tops.room<float>(logits.count * shape.blocks());
@@ -213,7 +213,7 @@ void draw(const Activations& logits, const Allowed& allowed, const Sampling* wan
     bool random = false;
     for (int64_t row = 0; row < logits.count; row++) {
         const uint32_t* bits = allowed.bits ? allowed.bits + row * allowed.stride : nullptr;
-        new (rows + row) Draw({row_of(logits, row), bits, logits.width},
+        new (rows + row) Draw(Logits::of(logits, row, known, bits),
                               tops + row * shape.blocks(), parts + row * shape.parts(),
                               wanted[row], tokens + row);
         random |= wanted[row].temperature > 0;
@@ -301,14 +301,14 @@ constexpr Stage<Likelihood> LIKELIHOOD[] = {
 
 void logprobs(const Activations& logits, const int64_t* tokens, float* chosen,
               const Likeliest& likeliest) {
-    const Logits shape = {nullptr, nullptr, logits.width};
+    const Logits shape = {nullptr, nullptr, nullptr, logits.width};
     Memory& memory = Memory::own();
     Likelihood* rows = memory.rows.room<Likelihood>(logits.count);
     float* tops = memory.tops.room<float>(logits.count * shape.blocks());
     Part* parts = memory.parts.room<Part>(logits.count * shape.parts());
     for (int64_t row = 0; row < logits.count; row++) {
         const int64_t first = row * likeliest.width;
-        new (rows + row) Likelihood({row_of(logits, row), nullptr, logits.width},
+        new (rows + row) Likelihood(Logits::of(logits, row, nullptr, nullptr),
                                     tops + row * shape.blocks(), parts + row * shape.parts(),
                                     tokens[row], chosen + row,
                                     {likeliest.width, likeliest.ids + first,

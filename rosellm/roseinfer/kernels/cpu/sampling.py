@@ -26,9 +26,10 @@ class NativeSampling:
     def __init__(self, library: Library) -> None:
         self._c = library.c
 
-    def sound(self, logits: Tensor) -> Tensor:
+    def sound(self, logits: Tensor, tops: Tensor | None = None) -> Tensor:
         sound = torch.empty(len(logits), dtype=torch.bool)
-        self._c.rose_soundness(byref(structs.Activations.of(_rows(logits))), sound.data_ptr())
+        rows = structs.Activations.of(_rows(logits))
+        self._c.rose_soundness(byref(rows), address(tops), sound.data_ptr())
         return sound
 
     def draw(
@@ -37,6 +38,7 @@ class NativeSampling:
         rows: Sequence[LogitRow],
         allowed: Tensor | None,
         _drawing: None = None,
+        tops: Tensor | None = None,
     ) -> Tensor:
         logits = _rows(logits)
         tokens = torch.empty(len(rows), dtype=torch.int64)
@@ -44,7 +46,7 @@ class NativeSampling:
         words = None if allowed is None else allowed.contiguous()
         bits = structs.Allowed(address(words), 0 if words is None else words.stride(0))
         rows_of = structs.Activations.of(logits)
-        self._c.rose_draw(byref(rows_of), byref(bits), wanted, tokens.data_ptr())
+        self._c.rose_draw(byref(rows_of), address(tops), byref(bits), wanted, tokens.data_ptr())
         return tokens
 
     def logprobs_of(self, raw: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ namespace rose {
 namespace {
 
 // Tokens whose largest logit is kept, so that most of them need not be looked at again.
-constexpr int64_t BLOCK = 64;
+constexpr int64_t BLOCK = 2 * TOP;
 // Blocks of a part.
 constexpr int64_t PART = 128;
 
@@ -39,8 +39,16 @@ struct Scale {
 // The logits of a row, -infinity for tokens that are not allowed.
 struct Logits {
     const float* data;
+    const float* tops;        // see kernels.h; or null
     const uint32_t* allowed;  // one bit a token, or null
     int64_t size;
+
+    static Logits of(const Activations& rows, int64_t row, const float* tops,
+                     const uint32_t* allowed) {
+        Logits all = {row_of(rows, row), nullptr, allowed, rows.width};
+        if (tops) all.tops = tops + row * 2 * all.blocks();
+        return all;
+    }
 
     int64_t blocks() const { return (size + BLOCK - 1) / BLOCK; }
     int64_t parts() const { return (blocks() + PART - 1) / PART; }
@@ -90,6 +98,7 @@ class Row {
 
     // Finds the largest logits.
     void scan(int64_t number) {
+        if (logits_.tops && !logits_.allowed && take_tops(number)) return;
         const int64_t end = last_block(number);
         F odd = zero(), most = splat(-INFINITE);
         for (int64_t block = number * PART; block < end; block += LANES) {
@@ -192,6 +201,24 @@ class Row {
     int64_t likeliest_ = 0, broken_ = -1;
 
    private:
+    // The same of what is known already, if all are finite numbers. Returns whether they are.
+    bool take_tops(int64_t number) {
+        const int64_t end = last_block(number);
+        const float *even = logits_.tops, *odd = even + logits_.blocks();
+        F most = splat(-INFINITE), strange = zero();
+        for (int64_t block = number * PART; block < end; block += LANES) {
+            const F a = load_up_to(even + block, end - block);
+            const F b = load_up_to(odd + block, end - block);
+            const F top = max(a, b);
+            strange = strange + (a - a) + (b - b);
+            most = max(within(top, 0, end - block, splat(-INFINITE)), most);
+            store_up_to(tops_ + block, top, end - block);
+        }
+        parts_[number].most = rose::most(most);
+        parts_[number].broken = -1;
+        return !may_be_nan(strange);
+    }
+
     // The largest of LANES blocks, and what is NaN if any of them has one.
     ROSE_INLINE F tops_from(int64_t first, int64_t end, F& odd) const {
         alignas(64) float room[BLOCK];

@@ -16,6 +16,7 @@ from torch import Tensor
 from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.kernels import reference
+from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.trace import (
     Attend,
     Ids,
@@ -45,6 +46,9 @@ class TritonOps:
         if isinstance(x, Rows):
             return x.trace.add("linear", 0, (x,), weight)
         return self._products.linear(x, weight)
+
+    def logits(self, x: Tensor, weight: Any) -> Logits:
+        return Logits(self._products.linear(x, weight))
 
     def embedding(self, ids: Any, weight: Any) -> Any:
         if isinstance(ids, Ids):

@@ -271,6 +271,7 @@ def draw(
     rows: Sequence[LogitRow],
     allowed: Tensor | None,
     drawing: Drawing | None = None,
+    _tops: None = None,
 ) -> Tensor:
     """See ``kernels.sampling.draw``."""
     drawing = drawing or lay_out(rows, logits.shape[1], at_once(logits.device))

@@ -1,0 +1,21 @@
+"""What a head gives: a score for every token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Of R rows.
+
+    Attributes:
+        values: [R, vocabulary].
+        tops: what the kernels have noted of the largest of them while they made them, for
+            ``Ops.sound`` and ``Ops.draw``; true while the values are as they were. None if nothing.
+    """
+
+    values: Tensor
+    tops: Tensor | None = None
