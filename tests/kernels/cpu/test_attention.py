@@ -35,6 +35,8 @@ ANY_HEADS = pytest.mark.parametrize(
 )
 # of values of about 1: as much as rounding weights that add up to 1 to bf16 can come to
 BF16_ERROR = 0.02
+# over a cache in 8 bits: queries and weights of two digits of 7 bits, or bf16
+INT8_ERRORS = {"avx512": 4e-4, "avx512_bf16": 4e-4, "amx": BF16_ERROR}
 
 
 @pytest.fixture
@@ -187,7 +189,7 @@ def test_the_output_may_replace_the_queries(sequences, library, level):
 @ANY_HEADS
 def test_an_int8_cache(sequences, level, heads: Heads):
     """Windows, both directions, capped scores; and bits are the rows' own."""
-    error = BF16_ERROR if level in ("avx512_bf16", "amx") else 1e-5
+    error = INT8_ERRORS.get(level, 1e-5)
     rng = random.Random(3)
     for block_size, window in [(16, None), (1, 1), (7, 37), (4, 150)]:
         made = sequences(heads, block_size, torch.float32, window, kv_dtype=torch.int8)
@@ -206,7 +208,7 @@ def test_an_int8_cache_is_read_as_by_the_reference(sequences, level):
         found = torch.cat(made.attend(made.whole()))
         made.backend = by_reference(16)
         wanted = torch.cat(made.attend(made.whole()))
-        error = BF16_ERROR if level in ("avx512_bf16", "amx") else 1e-5
+        error = INT8_ERRORS.get(level, 1e-5)
         torch.testing.assert_close(found, wanted, rtol=error, atol=error)
 
 
@@ -216,6 +218,39 @@ def test_int8_products_are_as_good_as_rounded_operands(sequences, level):
     errors = made.attend(made.whole())[0].double() - made.dense(0)
     assert errors.square().mean().sqrt() < 1e-3
     assert errors.mean().abs() < 1e-5
+
+
+@pytest.mark.parametrize("heads", [(8, 4, 128), (6, 2, 10)], ids=str)
+def test_what_is_no_number_over_an_int8_cache_shows(sequences, level, heads: Heads):
+    """In the rows that see it, and nowhere else, in a prompt and token by token."""
+    made = sequences(heads, 16, torch.float32, None, [90, 40], kv_dtype=torch.int8)
+    clean = made.attend(made.whole())
+    made.q[0][5, 1, 3] = torch.nan
+    made.k[0][70, 1, 2] = torch.inf
+    made.v[1][20, 0, 1] = torch.nan
+    made.fill_cache()
+    found = made.attend(made.whole())
+    group = heads[0] // heads[1]
+    wrong = [torch.zeros(length, heads[0], dtype=torch.bool) for length in made.lengths]
+    wrong[0][5, 1] = True
+    wrong[0][70:, group : 2 * group] = True
+    wrong[1][20:, :group] = True
+    for sequence, (rows, before) in enumerate(zip(found, clean, strict=True)):
+        assert torch.equal(rows.isnan().all(-1), wrong[sequence])
+        assert torch.equal(rows[~wrong[sequence]], before[~wrong[sequence]])
+        for position in (5, 6, 20, 39):
+            [[alone]] = made.attend([(sequence, position, 1)])
+            assert torch.equal(alone.view(torch.int32), rows[position].view(torch.int32))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1e6, 1e30])
+def test_queries_of_any_size_over_an_int8_cache(sequences, level, factor):
+    made = sequences((8, 4, 64), 16, torch.float32, None, [70], kv_dtype=torch.int8)
+    wanted = torch.cat(made.attend(made.whole()))
+    made.scale /= factor
+    made.q = [q * factor for q in made.q]
+    found = torch.cat(made.attend(made.whole()))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [None, 700])

@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "attention_plan.inl"
+#include "bytes.inl"
 #include "few_rows.inl"
 #include "pool.h"
 #include "words.inl"
@@ -74,14 +75,19 @@ void merge(const Result& split, const Result& all, int64_t rows, int64_t padded)
 template <class Words, class Element>
 class TileWork {
    public:
-    TileWork(const Call& call, const Tile& tile, int64_t head, int64_t heads)
+    // `after` is what this thread most likely does next, or null.
+    TileWork(const Call& call, const Plan& plan, const Unit& unit, const Unit* after)
         : call_(call),
-          tile_(tile),
-          head_(head),
-          heads_(heads),
-          rows_(tile.tokens * call.group),
-          few_(rows_ <= FEW_ROWS && as_they_lie<Element>(call.dim)),
-          words_(round_up(call.dim, STEP) / (few_ ? Alone::DEPTH : Words::DEPTH)) {
+          tile_(plan.tiles[unit.tile]),
+          head_(unit.head),
+          heads_(unit.heads),
+          plan_(plan),
+          after_(after),
+          rows_(tile_.tokens * call.group),
+          few_(rows_ <= few_rows<Element>() && as_they_lie<Element>(call.dim)),
+          words_(BYTES ? 2 * columns() / CELL
+                       : round_up(call.dim, STEP) / (few_ ? Alone::DEPTH : Words::DEPTH)) {
+        const int64_t heads = heads_;
         int64_t total = 0;
         const auto part = [&](int64_t size) {
             total += round_up(size, 16);  // whole lines of the processor's cache
@@ -94,12 +100,20 @@ class TileWork {
         const int64_t sums = part(heads * rows_ * LANES), size = Result::size(rows_, call.padded);
         const int64_t all = part(heads * size), one = part(heads * size);
         const int64_t decay = part(heads * LANES);
+        const int64_t worths = part(BYTES ? 2 * heads * rows_ : 0);
+        const int64_t weight_worths = part(BYTES ? 2 * heads * TOGETHER : 0);
+        const int64_t digits = part(BYTES ? heads * TOGETHER * DIGITS : 0);
+        const int64_t byte_sums = part(BYTES && few_ ? heads * rows_ * call.padded : 0);
         thread_local Workspace kept;
         float* memory = kept.room<float>(total);
         queries_ = memory + queries, keys_ = memory + keys, values_ = memory + values;
         scores_ = memory + scores, weights_ = memory + weights, sums_ = memory + sums;
         all_ = {memory + all, size, rows_}, one_ = {memory + one, size, rows_};
         decay_ = memory + decay;
+        worths_ = reinterpret_cast<Worth*>(memory + worths);
+        weight_worths_ = reinterpret_cast<Worth*>(memory + weight_worths);
+        digits_ = reinterpret_cast<int32_t*>(memory + digits);
+        byte_sums_ = reinterpret_cast<int32_t*>(memory + byte_sums);
     }
 
     // Every split, one after the other.
@@ -133,7 +147,9 @@ class TileWork {
     static_assert(STEP % WHOLE == 0);
     static_assert(FEW_ROWS * Words::DEPTH <= TOGETHER);  // weights of few rows have room
     static constexpr bool SCALED = std::is_same<Element, int8_t>::value;
-    static constexpr bool AS_THEY_LIE = FEW_ROWS && Cell<Element>::NUMBERS;
+    static constexpr bool BYTES = in_bytes<Element>();
+    static constexpr bool AS_THEY_LIE = few_rows<Element>() && Cell<Element>::NUMBERS;
+    static constexpr int64_t DIGITS = 2 * BLOCK / CELL;  // cells of a row's weights
 
     int64_t position(int64_t row) const { return tile_.position + row / call_.group; }
 
@@ -144,7 +160,12 @@ class TileWork {
         return heads.data + token * heads.stride + query_head * call_.dim;
     }
 
-    void load_queries() { few_ ? load_queries_as<Alone>() : load_queries_as<Words>(); }
+    void load_queries() {
+        if constexpr (BYTES)
+            split_queries();
+        else
+            few_ ? load_queries_as<Alone>() : load_queries_as<Words>();
+    }
 
     template <class As>
     void load_queries_as() {
@@ -191,10 +212,13 @@ class TileWork {
         const int64_t end = std::min(start + SPLIT, tile_.end);
         for (int64_t head = 0; head < heads_; head++) clear(results[head]);
         std::fill_n(sums_, heads_ * rows_ * LANES, 0.0f);
-        locate(begin, end, next_);
+        locate(tile_, head_, begin, end, next_);
         for (int64_t block = begin; block < end; block += BLOCK) {
             std::copy_n(next_, BLOCK, now_);
-            locate(block + BLOCK, end, next_);
+            if (block + BLOCK < end)
+                locate(tile_, head_, block + BLOCK, end, next_);
+            else
+                locate_after(split);
             if constexpr (AS_THEY_LIE) {
                 if (few_) {
                     attend_few(block, results);
@@ -233,18 +257,24 @@ class TileWork {
             score(from, last ? coming(value_rows_, low, seen.end)
                              : coming(key_rows_, from + TAKEN, seen.end));
         }
+        const int64_t first = seen.begin / STEP * STEP;
         for (int64_t head = 0; head < heads_; head++) {
             if (SCALED) find_scales(head);
-            softmax<Alone>(block, head, 0, rows_, seen.begin / STEP * STEP,
-                           round_up(seen.end, STEP), results[head], decay_ + head * LANES);
+            softmax<Alone>(block, head, 0, rows_, first, round_up(seen.end, STEP), results[head],
+                           decay_ + head * LANES);
         }
+        if (BYTES) std::fill_n(byte_sums_, heads_ * rows_ * call_.padded, 0);
         for (int64_t from = low; from < seen.end; from += TAKEN) {
             const bool last = from + TAKEN >= seen.end;
-            add(std::max(from, seen.begin), std::min(from + TAKEN, seen.end), results,
-                from == low ? decay_ : nullptr,
-                last ? coming(key_rows_, BLOCK, BLOCK + TAKEN)
-                     : coming(value_rows_, from + TAKEN, seen.end));
+            const int64_t end = std::min(from + TAKEN, seen.end);
+            const Coming<Element> ahead = last ? coming(key_rows_, BLOCK, BLOCK + TAKEN)
+                                               : coming(value_rows_, from + TAKEN, seen.end);
+            if constexpr (BYTES)
+                add_bytes_of(std::max(from, first), round_up(end, CELL), ahead);
+            else
+                add(std::max(from, seen.begin), end, results, from == low ? decay_ : nullptr, ahead);
         }
+        if constexpr (BYTES) finish_values(results);
     }
 
     // Where positions lie: of this block, and keys of the next one's first. Those that nobody sees lie
@@ -262,6 +292,7 @@ class TileWork {
 
     // Queries by TAKEN keys of the block, of every head.
     void score(int64_t from, Coming<Element> coming) {
+        if constexpr (BYTES) return score_bytes_of(from, coming);
         for (int64_t head = 0; head < heads_; head++) {
             const Lying<Element> keys{key_rows_ + from, head * call_.dim, call_.dim};
             const float* queries = queries_ + head * rows_ * words_;
@@ -299,6 +330,7 @@ class TileWork {
     // -- A block's keys and values, in words
 
     void pack_block(int64_t block, int64_t head) {
+        if constexpr (BYTES) return pack_bytes(block, head);
         const int64_t begin = std::max(block, tile_.begin) - block;
         const int64_t end = std::min(block + BLOCK, tile_.end) - block;
         const auto* keys = static_cast<const Element*>(call_.cache.keys) + head * call_.dim;
@@ -313,19 +345,34 @@ class TileWork {
         if (SCALED) find_scales(head);
     }
 
-    // The row of the cache of each position of a block and our first head, -1 where nobody looks.
-    void locate(int64_t block, int64_t end, int64_t (&rows)[BLOCK]) const {
+    // The row of the cache of each position of a block and a head, -1 where nobody looks.
+    void locate(const Tile& tile, int64_t head, int64_t block, int64_t end,
+                int64_t (&rows)[BLOCK]) const {
         const int64_t size = call_.step.block_size;
         std::fill_n(rows, BLOCK, -1);
         end = std::min(end, block + BLOCK);
-        for (int64_t position = std::max(block, tile_.begin); position < end;) {
+        for (int64_t position = std::max(block, tile.begin); position < end;) {
             const int64_t within = position % size;
-            const int64_t slot = tile_.table[position / size] * size + within;
+            const int64_t slot = tile.table[position / size] * size + within;
             const int64_t count = std::min(size - within, end - position);
             for (int64_t i = 0; i < count; i++)
-                rows[position - block + i] = (slot + i) * call_.kv_heads + head_;
+                rows[position - block + i] = (slot + i) * call_.kv_heads + head;
             position += count;
         }
+    }
+
+    // Of the first block after ours.
+    void locate_after(int64_t split) {
+        std::fill_n(next_, BLOCK, -1);
+        if (split + 1 < tile_.splits() && !tile_.shared) return locate_split(tile_, head_, split + 1);
+        if (!after_) return;
+        locate_split(plan_.tiles[after_->tile], after_->head, std::max<int64_t>(after_->split, 0));
+    }
+
+    void locate_split(const Tile& tile, int64_t head, int64_t split) {
+        const int64_t start = (tile.first_split() + split) * SPLIT;
+        locate(tile, head, std::max(start, tile.begin) / BLOCK * BLOCK,
+               std::min(start + SPLIT, tile.end), next_);
     }
 
     // Where a position's key or value is; one that follows comes nearer meanwhile. More of them would
@@ -371,6 +418,7 @@ class TileWork {
     void attend(int64_t block, int64_t head, int64_t row, int64_t count, const Result& result) {
         const auto [begin, end] = seen(block, row, count);
         if (begin >= end) return;
+        if constexpr (BYTES) return attend_bytes(block, head, row, count, result);
         const int64_t low = begin / STEP * STEP;
         const float* queries = queries_ + (head * rows_ + row) * words_;
         float *scores = scores_ + head * TOGETHER * BLOCK, *weights = weights_of(head);
@@ -406,6 +454,7 @@ class TileWork {
             const F total = weigh<As>(scores + r * BLOCK, maximum[r], low, high,
                                       weights + r * BLOCK / As::DEPTH);
             store(sums, load(sums) * splat(decay[r]) + total);
+            if constexpr (BYTES) split_weights(head, r, low, high);
         }
     }
 
@@ -427,6 +476,11 @@ class TileWork {
         return most(largest);
     }
 
+    // What is not seen weighs nothing, even where its scale is no number.
+    static F scaled(F weight, F scale) {
+        return select(less(zero(), weight), weight * scale, weight);
+    }
+
     // exp(scores - maximum) in words; returns their sum, in LANES parts.
     template <class As>
     F weigh(const float* scores, float maximum, int64_t low, int64_t high, float* words) const {
@@ -438,7 +492,7 @@ class TileWork {
                 const int64_t at = i + d * LANES;
                 weights[d] = exp(load(scores + at) - splat(maximum));
                 total = total + weights[d];
-                if (SCALED) weights[d] = weights[d] * load(value_scales_ + at);
+                if (SCALED) weights[d] = scaled(weights[d], load(value_scales_ + at));
             }
             store(words + i / As::DEPTH, As::pack(weights));
         }
@@ -449,33 +503,69 @@ class TileWork {
         return weights_ + head * TOGETHER * BLOCK / Words::DEPTH;
     }
 
+    // -- Bytes, see attention_bytes.inl
+
+    int64_t columns() const { return round_up(call_.dim, LINE); }
+    void split_queries();
+    void score_bytes_of(int64_t from, Coming<Element> coming);
+    void split_weights(int64_t head, int64_t row, int64_t low, int64_t high);
+    void add_bytes_of(int64_t from, int64_t to, Coming<Element> coming);
+    void finish_values(const Results& results);
+    void pack_bytes(int64_t block, int64_t head);
+    void attend_bytes(int64_t block, int64_t head, int64_t row, int64_t count,
+                      const Result& result);
+    int32_t* query_digits(int64_t at) const {
+        return reinterpret_cast<int32_t*>(queries_ + at * words_);
+    }
+    int32_t* weight_digits(int64_t head) const { return digits_ + head * TOGETHER * DIGITS; }
+    int32_t* key_cells() const { return reinterpret_cast<int32_t*>(keys_); }
+    int32_t* value_cells() const { return reinterpret_cast<int32_t*>(values_); }
+
     const Call& call_;
     const Tile& tile_;
-    int64_t head_, heads_, rows_;  // rows_: of each head
+    int64_t head_, heads_;
+    const Plan& plan_;
+    const Unit* after_;
+    int64_t rows_;  // of each head
     bool few_;
     int64_t words_;  // of a query
     float *queries_, *keys_, *values_, *scores_, *weights_, *sums_, *decay_;
+    Worth *worths_, *weight_worths_;  // of bytes: of queries, and of weights
+    int32_t *digits_, *byte_sums_;    // of weights; and what values have come to
     int64_t now_[BLOCK], next_[BLOCK];  // rows of this and of the next block, see locate
     const Element *key_rows_[BLOCK + TAKEN], *value_rows_[BLOCK];  // see find_rows
     float key_scales_[SCALED ? BLOCK : 1], value_scales_[SCALED ? BLOCK : 1];
     Results one_, all_;
 };
 
+}  // namespace attending
+}  // namespace
+}  // namespace rose
+
+#if defined(ROSE_BYTES)
+#include "attention_bytes.inl"
+#endif
+
+namespace rose {
+namespace {
+namespace attending {
+
 template <class Words, class Element>
 void compute(const Call& call, Plan& plan) {
     thread_local Workspace kept;
     const int64_t size = Result::size(plan.rows, call.padded);
     float* results = kept.room<float>(plan.results * size);
+    const int64_t count = int64_t(plan.units.size());
     const auto unit = [&](int64_t index, int) {
         const NormalNumbers normal;  // else much of a softmax would be subnormal, and slow
         const Unit& unit = plan.units[index];
         const Tile& tile = plan.tiles[unit.tile];
-        TileWork<Words, Element> work(call, tile, unit.head, unit.heads);
+        const int64_t after = index + pool_size();
+        TileWork<Words, Element> work(call, plan, unit, after < count ? &plan.units[after] : nullptr);
         if (unit.split == ALL) return work.compute();
         work.compute(unit.split, results + (tile.results + unit.head * tile.splits()) * size, size,
                      &plan.waiting[tile.waiting + unit.head]);
     };
-    const int64_t count = int64_t(plan.units.size());
     if (plan.work(call) < SMALL)
         for (int64_t index = 0; index < count; index++) unit(index, 0);
     else
@@ -490,18 +580,20 @@ using HalfWords = Bf16Words;
 using HalfWords = Fp32Words;
 #endif
 
+using ByteWords = std::conditional_t<in_bytes<int8_t>(), Fp32Words, HalfWords>;
+
 }  // namespace attending
 
 void attention(const Attention& heads, const Sequences& step, const KvCache& cache) {
     using namespace attending;
     thread_local Plan plan;
     const Call call(heads, step, cache);
-    plan.make(call, FEW_ROWS);
+    plan.make(call, cache.type == KV_INT8 ? few_rows<int8_t>() : FEW_ROWS);
     switch (cache.type) {
         case KV_FP32: return compute<Fp32Words, float>(call, plan);
         case KV_BF16: return compute<HalfWords, bf16>(call, plan);
         case KV_FP16: return compute<Fp32Words, fp16>(call, plan);
-        case KV_INT8: return compute<HalfWords, int8_t>(call, plan);
+        case KV_INT8: return compute<ByteWords, int8_t>(call, plan);
     }
 }
 

@@ -429,6 +429,19 @@ inline void store_part(T* to, V a, int64_t count) {
     std::memcpy(to, lanes, size_t(count) * sizeof(T));
 }
 
+#if defined(ROSE_VNNI)
+// Adds to each lane the products of its four bytes, without signs, and four with signs.
+ROSE_INLINE I dot_bytes(I all, I without, I with) {
+    // not the intrinsic: gcc would copy the sum from register to register, and to memory
+#if defined(__AVX512VNNI__)
+    asm("vpdpbusd %2, %1, %0" : "+v"(all) : "v"(without), "v"(with));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(all) : "x"(without), "x"(with));
+#endif
+    return all;
+}
+#endif
+
 // -- Over the lanes of one vector: halves are folded until one lane is left --------------------
 
 template <class V, class With>

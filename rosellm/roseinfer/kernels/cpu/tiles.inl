@@ -212,15 +212,7 @@ ROSE_INLINE F total_of(const Sum& all, int v) { return floats(all.of[v]); }
 using Quad = I;
 
 ROSE_INLINE Quad quad_at(const Code* x) { return broadcast(x); }
-ROSE_INLINE I dot(I all, I w, const Quad& x) {
-    // not the intrinsic: gcc would copy the sum from register to register, and to memory
-#if defined(__AVX512VNNI__)
-    asm("vpdpbusd %2, %1, %0" : "+v"(all) : "v"(w), "v"(x));
-#else
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(all) : "x"(w), "x"(x));
-#endif
-    return all;
-}
+ROSE_INLINE I dot(I all, I w, const Quad& x) { return dot_bytes(all, w, x); }
 #else
 struct Quad {
     int32_t of[4];

@@ -78,6 +78,23 @@ ROSE_INLINE void transpose(F (&a)[LANES]) {
     for (int i = 0; i < 16; i++) a[i] = b[i];
 }
 
+// Two vectors' even and odd numbers; and back.
+ROSE_INLINE void part(F& a, F& b) {
+    const I even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const F evens = _mm512_permutex2var_ps(a, even, b);
+    b = _mm512_permutex2var_ps(a, add(even, splat(int32_t(1))), b), a = evens;
+}
+ROSE_INLINE void join(F& a, F& b) {
+    const I first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const F low = _mm512_permutex2var_ps(a, first, b);
+    b = _mm512_permutex2var_ps(a, add(first, splat(int32_t(8))), b), a = low;
+}
+
+ROSE_INLINE void interleave_bytes(F a, F b, F& low, F& high) {
+    low = as_floats(_mm512_unpacklo_epi8(as_ints(a), as_ints(b)));
+    high = as_floats(_mm512_unpackhi_epi8(as_ints(a), as_ints(b)));
+}
+
 #elif defined(ROSE_AVX2)
 
 ROSE_INLINE void transpose(F (&a)[LANES]) {
@@ -102,6 +119,21 @@ ROSE_INLINE void transpose(F (&a)[LANES]) {
     }
 }
 
+ROSE_INLINE void part(F& a, F& b) {
+    const F evens = _mm256_shuffle_ps(a, b, 0x88), odds = _mm256_shuffle_ps(a, b, 0xdd);
+    a = (F)_mm256_permute4x64_pd((__m256d)evens, 0xd8);
+    b = (F)_mm256_permute4x64_pd((__m256d)odds, 0xd8);
+}
+ROSE_INLINE void join(F& a, F& b) {
+    const F low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    a = _mm256_permute2f128_ps(low, high, 0x20), b = _mm256_permute2f128_ps(low, high, 0x31);
+}
+
+ROSE_INLINE void interleave_bytes(F a, F b, F& low, F& high) {
+    low = as_floats(_mm256_unpacklo_epi8(as_ints(a), as_ints(b)));
+    high = as_floats(_mm256_unpackhi_epi8(as_ints(a), as_ints(b)));
+}
+
 #else
 
 ROSE_INLINE void transpose(F (&a)[LANES]) {
@@ -113,6 +145,22 @@ ROSE_INLINE void transpose(F (&a)[LANES]) {
         }
 }
 
+#endif
+
+#if defined(ROSE_AVX512) || defined(ROSE_AVX2)
+// LANES rows of bytes become columns, sixteen bytes at a time: vector i then has, of each sixteen,
+// byte i of all rows, or where rows are eight bytes 2 i and 2 i + 1. Each step deals them out anew.
+ROSE_INLINE void transpose_bytes(F (&a)[LANES]) {
+    ROSE_UNROLL
+    for (int step = LANES; step > 1; step /= 2) {
+        F b[LANES];
+        ROSE_UNROLL
+        for (int i = 0; i < LANES / 2; i++)
+            interleave_bytes(a[i], a[i + LANES / 2], b[2 * i], b[2 * i + 1]);
+        ROSE_UNROLL
+        for (int i = 0; i < LANES; i++) a[i] = b[i];
+    }
+}
 #endif
 
 // -- Kinds of words ----------------------------------------------------------------------------
