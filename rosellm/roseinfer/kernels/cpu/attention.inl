@@ -254,8 +254,12 @@ class TileWork {
         };
         for (int64_t from = low; from < seen.end; from += TAKEN) {
             const bool last = from + TAKEN >= seen.end;
-            score(from, last ? coming(value_rows_, low, seen.end)
-                             : coming(key_rows_, from + TAKEN, seen.end));
+            const Coming<Element> ahead = last ? coming(value_rows_, low, seen.end)
+                                               : coming(key_rows_, from + TAKEN, seen.end);
+            if constexpr (BYTES)
+                score_bytes_of(from, ahead);
+            else
+                score(from, ahead);
         }
         const int64_t first = seen.begin / STEP * STEP;
         for (int64_t head = 0; head < heads_; head++) {
@@ -292,7 +296,6 @@ class TileWork {
 
     // Queries by TAKEN keys of the block, of every head.
     void score(int64_t from, Coming<Element> coming) {
-        if constexpr (BYTES) return score_bytes_of(from, coming);
         for (int64_t head = 0; head < heads_; head++) {
             const Lying<Element> keys{key_rows_ + from, head * call_.dim, call_.dim};
             const float* queries = queries_ + head * rows_ * words_;
@@ -321,16 +324,25 @@ class TileWork {
 
     void attend_many(int64_t block, const Results& results) {
         for (int64_t head = 0; head < heads_; head++) {
-            pack_block(block, head);
-            for (int64_t row = 0; row < rows_; row += TOGETHER)
-                attend(block, head, row, std::min<int64_t>(TOGETHER, rows_ - row), results[head]);
+            if constexpr (BYTES)
+                pack_bytes(block, head);
+            else
+                pack_block(block, head);
+            for (int64_t row = 0; row < rows_; row += TOGETHER) {
+                const int64_t count = std::min<int64_t>(TOGETHER, rows_ - row);
+                const Seen seen = this->seen(block, row, count);
+                if (seen.begin >= seen.end) continue;
+                if constexpr (BYTES)
+                    attend_bytes(block, head, row, count, seen, results[head]);
+                else
+                    attend(block, head, row, count, seen, results[head]);
+            }
         }
     }
 
     // -- A block's keys and values, in words
 
     void pack_block(int64_t block, int64_t head) {
-        if constexpr (BYTES) return pack_bytes(block, head);
         const int64_t begin = std::max(block, tile_.begin) - block;
         const int64_t end = std::min(block + BLOCK, tile_.end) - block;
         const auto* keys = static_cast<const Element*>(call_.cache.keys) + head * call_.dim;
@@ -415,10 +427,9 @@ class TileWork {
 
     // -- Rows that are computed together
 
-    void attend(int64_t block, int64_t head, int64_t row, int64_t count, const Result& result) {
-        const auto [begin, end] = seen(block, row, count);
-        if (begin >= end) return;
-        if constexpr (BYTES) return attend_bytes(block, head, row, count, result);
+    void attend(int64_t block, int64_t head, int64_t row, int64_t count, const Seen& seen,
+                const Result& result) {
+        const auto [begin, end] = seen;
         const int64_t low = begin / STEP * STEP;
         const float* queries = queries_ + (head * rows_ + row) * words_;
         float *scores = scores_ + head * TOGETHER * BLOCK, *weights = weights_of(head);
@@ -512,7 +523,7 @@ class TileWork {
     void add_bytes_of(int64_t from, int64_t to, Coming<Element> coming);
     void finish_values(const Results& results);
     void pack_bytes(int64_t block, int64_t head);
-    void attend_bytes(int64_t block, int64_t head, int64_t row, int64_t count,
+    void attend_bytes(int64_t block, int64_t head, int64_t row, int64_t count, const Seen& seen,
                       const Result& result);
     int32_t* query_digits(int64_t at) const {
         return reinterpret_cast<int32_t*>(queries_ + at * words_);

@@ -88,9 +88,10 @@ void TileWork<Words, Element>::pack_bytes(int64_t block, int64_t head) {
 
 template <class Words, class Element>
 void TileWork<Words, Element>::attend_bytes(int64_t block, int64_t head, int64_t row,
-                                            int64_t count, const Result& result) {
+                                            int64_t count, const Seen& seen,
+                                            const Result& result) {
     constexpr int64_t SIDE = 2 * LANES;  // columns side by side
-    const auto [begin, end] = seen(block, row, count);
+    const auto [begin, end] = seen;
     const int64_t at = head * rows_ + row;
     float* scores = scores_ + head * TOGETHER * BLOCK;
     const ByteProduct by_keys{query_digits(at), words_, words_ / 2,  worths_ + at,
