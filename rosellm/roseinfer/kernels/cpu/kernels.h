@@ -23,7 +23,7 @@ struct Matrix {
     const float* bias;  // [n], or null
 };
 
-// What becomes of a product. A gated one writes n/2 columns: act(gate) * up.
+// What becomes of a product. A gated one writes n/2 columns, act(gate) * up: the last two, and no others.
 enum Finish : int32_t { STORE, ADD, GELU_TANH, GELU_ERF, SILU_MUL, GELU_TANH_MUL };
 
 // fp32 rows of x: row i is data + (index ? index[i] : i) * stride.

@@ -222,20 +222,17 @@ struct Target {
     float* tops;  // or null
 };
 
-ROSE_INLINE F activated(Finish finish, F value) {
-    switch (finish) {
-        case GELU_TANH:
-        case GELU_TANH_MUL: return gelu_tanh(value);
-        case GELU_ERF: return gelu_erf(value);
-        case SILU_MUL: return silu(value);
-        default: return value;
-    }
+template <Finish FINISH>
+ROSE_INLINE F activated(F value) {
+    if constexpr (FINISH == GELU_TANH || FINISH == GELU_TANH_MUL) return gelu_tanh(value);
+    if constexpr (FINISH == GELU_ERF) return gelu_erf(value);
+    if constexpr (FINISH == SILU_MUL) return silu(value);
+    return value;
 }
 
-// Sums of LANES outputs, the first of which is `output`; `there` of them exist.
-ROSE_INLINE F with_bias(const Matrix& w, const float* sums, int64_t output, int64_t there) {
-    if (!w.bias) return load(sums);
-    const float* bias = w.bias + output;
+// Sums of LANES outputs with their bias, if there is one; `there` of them exist.
+ROSE_INLINE F with_bias(const float* bias, const float* sums, int64_t there) {
+    if (!bias) return load(sums);
     return load(sums) + (there >= LANES ? load(bias) : load_part(bias, there));
 }
 
@@ -244,29 +241,62 @@ ROSE_INLINE void put(F value, bool adding, float* y, int64_t there) {
     store_part(y, adding ? load_part(y, there) + value : value, there);
 }
 
-// Outputs from `column` on, for `rows` rows of y: sums [rows][16].
-inline void finish_tile(const Target& to, int64_t column, int64_t row, int64_t rows,
-                        const float* sums) {
-    for (int64_t r = 0; r < rows; r++, sums += TILE) {
-        float* y = to.y + (row + r) * to.stride;
-        for (int64_t v = 0, at = column; v < TILE && at < to.w.n; v += LANES, at += LANES) {
-            const F value = with_bias(to.w, sums + v, at, to.w.n - at);
-            put(activated(to.finish, value), to.finish == ADD, y + at, to.w.n - at);
-        }
-    }
+// Calls each(y, at, there) for LANES outputs `at` of a tile's row, `there` of which exist.
+template <class Each>
+ROSE_INLINE void for_lanes(int64_t there, const Each& each) {
+    repeat<TILE / LANES>([&](auto v) ROSE_INLINED {
+        if (v * LANES < there) each(v * LANES, there - v * LANES);
+    });
+}
+
+// Outputs from `column` on, for `rows` rows of y: sums [rows][16]. What is asked for every row is in
+// variables: for all that the compiler knows, a store could change the target.
+template <Finish FINISH>
+void finish_tile(const Target& to, int64_t column, int64_t row, int64_t rows, const float* sums) {
+    const int64_t stride = to.stride, there = to.w.n - column;
+    const float* bias = to.w.bias ? to.w.bias + column : nullptr;
+    float* y = to.y + row * stride + column;
+    for (int64_t r = 0; r < rows; r++, sums += TILE, y += stride)
+        for_lanes(there, [&](int64_t at, int64_t left) ROSE_INLINED {
+            const F value = with_bias(bias ? bias + at : nullptr, sums + at, left);
+            put(activated<FINISH>(value), FINISH == ADD, y + at, left);
+        });
 }
 
 // The same for a tile of gates, and the tile of what they let through.
-inline void finish_gated(const Target& to, int64_t column, int64_t row, int64_t rows,
-                         const float* gates, const float* ups) {
-    const int64_t half = to.w.n / 2;
-    for (int64_t r = 0; r < rows; r++, gates += TILE, ups += TILE) {
-        float* y = to.y + (row + r) * to.stride;
-        for (int64_t v = 0, at = column; v < TILE && at < half; v += LANES, at += LANES) {
-            const F gate = with_bias(to.w, gates + v, at, half - at);
-            const F up = with_bias(to.w, ups + v, half + at, half - at);
-            put(activated(to.finish, gate) * up, false, y + at, half - at);
+template <Finish FINISH>
+void finish_gated(const Target& to, int64_t column, int64_t row, int64_t rows, const float* gates,
+                  const float* ups) {
+    const int64_t stride = to.stride, half = to.w.n / 2, there = half - column;
+    const float* bias = to.w.bias ? to.w.bias + column : nullptr;
+    float* y = to.y + row * stride + column;
+    for (int64_t r = 0; r < rows; r++, gates += TILE, ups += TILE, y += stride)
+        for_lanes(there, [&](int64_t at, int64_t left) ROSE_INLINED {
+            const F gate = with_bias(bias ? bias + at : nullptr, gates + at, left);
+            const F up = with_bias(bias ? bias + half + at : nullptr, ups + at, left);
+            put(activated<FINISH>(gate) * up, false, y + at, left);
+        });
+}
+
+// Tiles of outputs from the first one on: sums [tiles][apart].
+inline void finish_tiles(const Target& to, int64_t first, int64_t tiles, int64_t row, int64_t rows,
+                         const float* sums, int64_t apart) {
+    const auto each = [&](auto finish) {
+        for (int64_t c = 0; c < tiles; c++) finish(to, (first + c) * TILE, row, rows, sums + c * apart);
+    };
+    const auto each_pair = [&](auto finish) {
+        for (int64_t c = 0; c < tiles; c += 2) {
+            const float* gates = sums + c * apart;
+            finish(to, (first + c) / 2 * TILE, row, rows, gates, gates + apart);
         }
+    };
+    switch (to.finish) {
+        case STORE: return each(finish_tile<STORE>);
+        case ADD: return each(finish_tile<ADD>);
+        case GELU_TANH: return each(finish_tile<GELU_TANH>);
+        case GELU_ERF: return each(finish_tile<GELU_ERF>);
+        case SILU_MUL: return each_pair(finish_gated<SILU_MUL>);
+        case GELU_TANH_MUL: return each_pair(finish_gated<GELU_TANH_MUL>);
     }
 }
 
@@ -376,15 +406,8 @@ inline void multiply_panel(const Block& block, const Panel& panel, int64_t first
     const int64_t outputs_a_column = to.w.gated ? 2 : 1;
     ask_for(to, first * TILE / outputs_a_column, tiles * TILE / outputs_a_column, row, there);
     panel_sums(loops, panel, tiles, block.prepared + begin * block.row_bytes, sums);
-    if (to.w.gated) {
-        for (int64_t c = 0; c < tiles; c += 2)
-            finish_gated(to, (first + c) / 2 * TILE, row, there, sums + c * apart,
-                         sums + (c + 1) * apart);
-    } else {
-        for (int64_t c = 0; c < tiles; c++)
-            finish_tile(to, (first + c) * TILE, row, there, sums + c * apart);
-        if (to.tops) find_tops(to, first, tiles, row, there);
-    }
+    finish_tiles(to, first, tiles, row, there, sums, apart);
+    if (to.tops) find_tops(to, first, tiles, row, there);
 }
 
 // Tiles of rows [row_tile, row_tile + row_tiles) and a panel, after which `next` is multiplied.

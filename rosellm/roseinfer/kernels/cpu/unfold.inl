@@ -73,22 +73,30 @@ ROSE_INLINE Grid grid_of(const char* tile, const Part& part, int64_t output) {
     return {either(step, shift_left<16>(step)), spread_byte(offsets, part.number)};
 }
 
-// All of a tile: [k / 4][16][4].
-inline void unfold_points(const char* tile, const Matrix& w, char* to) {
-    const Block4 block(w);
-    for (int64_t i = 0; i < padded_k(w) / PART; i++) {
-        const Part part(block, i);
-        for (int64_t output = 0; output < TILE; output += LANES) {
-            const Grid grid = grid_of(tile, part, output);
-            const char* codes = tile + part.codes() + output * 4;
-            char* at = to + i * PART * TILE + output * 4;
-            for (int64_t line = 0; line < PART / 8; line++, codes += LINE, at += 2 * LINE) {
-                const I two = load_ints(codes);
-                store_ints(at, grid.points<0>(two));
-                store_ints(at + LINE, grid.points<1>(two));
-            }
-        }
+// A part of a tile: [PART / 4][16][4].
+ROSE_INLINE void unfold_part(const char* tile, const Part& part, char* to) {
+    for (int64_t output = 0; output < TILE; output += LANES) {
+        const Grid grid = grid_of(tile, part, output);
+        const char* codes = tile + part.codes() + output * 4;
+        char* at = to + output * 4;
+        repeat<PART / 8>([&](auto line) {
+            const I two = load_ints(codes + line * LINE);
+            store_ints(at + 2 * line * LINE, grid.points<0>(two));
+            store_ints(at + (2 * line + 1) * LINE, grid.points<1>(two));
+        });
     }
+}
+
+// All of a tile. A block at a time: which part it is decides how bits are shifted, at no cost where it
+// is known beforehand.
+inline void unfold_points(const char* tile, const Matrix& w, char* to) {
+    const Block4 in(w);
+    const uint64_t parts = padded_k(w) / PART;
+    for (uint64_t block = 0; block < parts; block += PARTS)
+        repeat<PARTS>([&](auto number) ROSE_INLINED {
+            const uint64_t part = block / PARTS * PARTS + number;
+            if (part < parts) unfold_part(tile, Part(in, part), to + part * PART * TILE);
+        });
 }
 
 // -- Panels ------------------------------------------------------------------------------------
