@@ -58,7 +58,7 @@ class Line:
 
 def profile(core: EngineCore, config: ModelConfig, peaks: Peaks) -> Iterator[Line]:
     """A line for each kind of operation and of work, the slowest first."""
-    program = core.runner.forward
+    program = core.runner.forward.hidden
     assert isinstance(program, Program), "the model does not run as one native call"
     for work, batch in WORK.items():
         drive(core, ours.requests_of(core.facts.vocab_size, WARM_UP))
@@ -66,7 +66,7 @@ def profile(core: EngineCore, config: ModelConfig, peaks: Peaks) -> Iterator[Lin
         program.time_operations()
         steps = drive(core, ours.requests_of(core.facts.vocab_size, batch))
         total, times = sum(steps.seconds), program.times()
-        times["head, sampling, Python"] = total - sum(times.values())
+        times["Python"] = total - sum(times.values())
         layers = core.runner.model.spec.num_layers
         for what, seconds in sorted(times.items(), key=lambda pair: -pair[1]):
             floor = _floor(what, steps.computed, layers, config, peaks.best())

@@ -45,6 +45,12 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_logprobs: int | None = None
 
     @property
+    def only_drawn(self) -> bool:
+        """Whether tokens are drawn, and nothing is done to logits before or told of them after."""
+        changed = self.logit_bias or self.min_tokens or self.needs_history
+        return self.logprobs is None and not changed
+
+    @property
     def needs_history(self) -> bool:
         """Whether the next token's distribution depends on which tokens came before."""
         return (

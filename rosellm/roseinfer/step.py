@@ -128,9 +128,9 @@ class Sample(msgspec.Struct, frozen=True):
     """
 
     token: int
+    finite: bool = True
     logprobs: Logprobs | None = None
     spare: Logprobs | None = None
-    finite: bool = True
 
 
 class WorkResult(msgspec.Struct, frozen=True, omit_defaults=True):

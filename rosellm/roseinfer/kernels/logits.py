@@ -12,10 +12,13 @@ class Logits:
     """Of R rows.
 
     Attributes:
-        values: [R, vocabulary].
+        values: fp32 [R, vocabulary].
         tops: what the kernels have noted of the largest of them while they made them, for
-            ``Ops.sound`` and ``Ops.draw``; true while the values are as they were. None if nothing.
+            ``Ops.draw``; true while the values are as they were. None if nothing.
+        finite: [R] whether a row's values are numbers, if the kernels have looked; see
+            ``sampling.sound``.
     """
 
     values: Tensor
     tops: Tensor | None = None
+    finite: Tensor | None = None

@@ -153,8 +153,8 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
 
 
 def logits(x: Tensor, packed: PackedLinear) -> Logits:
-    """The same of a head."""
-    return Logits(linear(x, packed))
+    """The same of a head, in fp32."""
+    return Logits(linear(x, packed).float())
 
 
 def embedding(ids: Tensor, packed: PackedLinear) -> Tensor:

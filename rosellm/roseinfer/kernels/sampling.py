@@ -26,12 +26,8 @@ CANDIDATES = 1024
 """Most filters keep fewer tokens than this; only rows that keep more are sorted in full."""
 
 
-def sound(logits: Tensor, _tops: None = None) -> Tensor:
-    """Which rows are numbers, that is, have a largest one and no NaN: bool [R].
-
-    Args:
-        _tops: of ``Logits``, for those who have such.
-    """
+def sound(logits: Tensor) -> Tensor:
+    """Which rows are numbers, that is, have a largest one and no NaN: bool [R]."""
     return logits.amax(dim=1).isfinite()  # NaN is the largest
 
 

@@ -25,6 +25,7 @@ from rosellm.roseinfer.kernels import logprobs, reference, sampling
 from rosellm.roseinfer.kernels.cpu.library import Library, Unavailable, load
 from rosellm.roseinfer.kernels.cpu.ops import NativeOps
 from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
+from rosellm.roseinfer.kernels.forward import Forward
 from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.triton import support
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from rosellm.roseinfer.models.skeleton import Model
 
 _NO_FP8 = "the CPU's native kernels have none"
-
-Forward = Callable[[Tensor, Step], Tensor]
 
 
 class PackedForm(Protocol):
@@ -70,15 +69,14 @@ class PackedForm(Protocol):
 @dataclass(frozen=True)
 class Ops:
     """One implementation of every operation. Signatures are those in ``reference``; that of
-    ``attend`` is in ``attention.by_parts``, of ``sound`` and ``draw`` in
-    ``sampling``, of ``logprobs_of`` in
+    ``attend`` is in ``attention.by_parts``, of ``draw`` in ``sampling``, of ``logprobs_of`` in
     ``logprobs``.
 
     Attributes:
         name: what start-up calls it.
         invariant: whether it keeps the promise of schedule-invariance.
         reason: why it was chosen.
-        forward: a model as a step runs it: token ids [T] to hidden states [T, H].
+        forward: a model as a step runs it.
         attention: makes the backend, for blocks of so many tokens and for so many query heads that
             share a KV head.
         lay_out: what ``draw`` has to know of rows, sent to the device before the step's forward:
@@ -103,7 +101,6 @@ class Ops:
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     attend: Callable[[Tensor, Heads, HeadNorms | None, Step], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
-    sound: Callable[[Tensor, Any], Tensor]
     draw: Callable[[Tensor, Sequence[LogitRow], Tensor | None, Any, Any], Tensor]
     logprobs_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     forward: Callable[[Model, KVStorage, Mapping[RopeSpec, RopeTable]], Forward]
@@ -173,11 +170,10 @@ def reference_ops(reason: str) -> Ops:
         layer_norm=reference.layer_norm,
         attend=by_parts.attend,
         route=reference.route,
-        sound=sampling.sound,
         draw=sampling.draw,
         lay_out=sampling.lay_out,
         logprobs_of=logprobs.logprobs_of,
-        forward=lambda model, _storage, _ropes: model,
+        forward=lambda model, _storage, _ropes: Forward(model),
         attention=lambda block_size, device, _group: ReferenceAttention(block_size, device),
         held_bytes=reference.held_bytes,
     )
@@ -199,8 +195,8 @@ def native_ops(library: Library) -> Ops:
         layer_norm=native.layer_norm,
         attend=native.attend,
         route=native.route,
-        sound=tokens.sound,
         draw=tokens.draw,
+        lay_out=tokens.lay_out,
         logprobs_of=tokens.logprobs_of,
         forward=native.forward,
         attention=lambda block_size, _device, _group: NativeAttention(block_size, library),
@@ -238,7 +234,6 @@ def triton_ops(device: torch.device, deterministic: bool) -> Ops:
         layer_norm=ops.layer_norm,
         attend=ops.attend,
         route=ops.route,
-        sound=sampling.sound,
         draw=triton_sampling.draw,
         lay_out=triton_sampling.lay_out,
         logprobs_of=triton_logprobs.logprobs_of,

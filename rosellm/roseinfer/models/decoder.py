@@ -139,9 +139,12 @@ class Decoder(Model):
             x = block(x, step)
         return self.norm(x)  # type: ignore[no-any-return]
 
+    @property
+    def plain_head(self) -> Linear | None:
+        return self.head if self.spec.final_softcap is None else None
+
     def logits(self, hidden: Tensor) -> Logits:
-        found = self.head.logits(hidden)
-        scores, cap = found.values.float(), self.spec.final_softcap
+        found, cap = self.head.logits(hidden), self.spec.final_softcap
         if cap is None:
-            return Logits(scores, found.tops)
-        return Logits(cap * torch.tanh(scores / cap))
+            return found
+        return Logits(cap * torch.tanh(found.values / cap), finite=found.finite)

@@ -37,6 +37,11 @@ class Model(nn.Module):
         """Scores [R, vocabulary] in fp32 of hidden states [R, H]."""
         raise NotImplementedError
 
+    @property
+    def plain_head(self) -> Linear | None:
+        """The head, if its product is all that ``logits`` does."""
+        return None
+
     def own_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """All modules whose parameters are their own, by name."""
         yield from self.named_modules()

@@ -17,7 +17,8 @@ from rosellm.roseinfer.attention.base import AttentionBackend
 from rosellm.roseinfer.attention.step import Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.grammar.masks import Bits
-from rosellm.roseinfer.kernels.table import Forward, Ops
+from rosellm.roseinfer.kernels.forward import Forward
+from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.layers.rope import Angles, RopeTable
 from rosellm.roseinfer.messages import Logprobs, Pooled, Pooling
 from rosellm.roseinfer.models.skeleton import Model
@@ -74,6 +75,24 @@ def _hand_out(
     return WorkResult(chosen, scored, None if vector is None else Pooled(vector.numpy().tobytes()))
 
 
+@dataclass(frozen=True)
+class LaidOut:
+    """A step, ready to be submitted.
+
+    Attributes:
+        inputs: of its tokens, and perhaps of padding.
+        metas: the backend's description of them, per KV group.
+        rows: what is to be made of its hidden states.
+        shape, mark: of the graph that runs it, if one does, and of what was put for it.
+    """
+
+    inputs: StepInputs
+    metas: tuple[Any, ...]
+    rows: RowInputs
+    shape: Shape | None
+    mark: int | None
+
+
 class ModelRunner:
     """A model, its KV cache, and what they need to run a step.
 
@@ -122,11 +141,12 @@ class ModelRunner:
 
         What it awaits is taken from the plan that was executed before, on the device.
         """
-        hidden, rows = self._run(plan)
-        chosen = self._choose(hidden, rows, masks)
+        laid = self._lay_out(plan)
+        rows = laid.rows
+        hidden, chosen = self._run(laid, masks)
         self._sampled = chosen.tokens if chosen else None
         scores = score(self._model.logits, hidden, rows, self._ops)
-        results = [*(chosen.tensors if chosen else []), *scores.tensors]
+        results = [*(chosen.tensors if chosen else []), *scores]
         fetched = Fetched([*results, *self._vectors(plan, hidden)], self._event)
         return Handle(plan, rows, chosen, fetched)
 
@@ -140,7 +160,7 @@ class ModelRunner:
     @torch.inference_mode()
     def hidden_states(self, plan: StepPlan) -> Tensor:
         """Compute the plan's tokens and write their KV: [T, H], what ``model.logits`` takes."""
-        return self._run(plan)[0][: plan.num_tokens].clone()
+        return self._hidden(self._lay_out(plan))[: plan.num_tokens].clone()
 
     def make_room(self, error: Exception, *, again: bool = False) -> bool:
         """Give back what can be spared, if it was memory that an ``execute`` lacked.
@@ -171,8 +191,8 @@ class ModelRunner:
         """What runs the model in a step; for benchmarks."""
         return self._forward
 
-    def _run(self, plan: StepPlan) -> tuple[Tensor, RowInputs]:
-        """Submit the forward: hidden states of the plan's tokens, and perhaps of padding."""
+    def _lay_out(self, plan: StepPlan) -> LaidOut:
+        """Put all that a step needs where it is computed."""
         uploads = self._uploads
         uploads.begin()
         shape = self._graphs.claim(plan) if self._graphs else None
@@ -185,13 +205,25 @@ class ModelRunner:
         if awaited is not None:
             assert self._sampled is not None, "nothing was sampled that could be awaited"
             awaited.fill(self._sampled, inputs.ids, rows.wishes.penalties)
+        return LaidOut(inputs, metas, rows, shape, mark)
 
+    def _run(self, laid: LaidOut, masks: Future[Bits] | None) -> tuple[Tensor, Chosen | None]:
+        """Hidden states of the step's tokens, and perhaps of padding; and its rows' tokens."""
+        rows, at_once = laid.rows, self._forward.sampled
+        if at_once is None or masks is not None or not rows.wishes.only_draw:
+            hidden = self._hidden(laid)
+            return hidden, self._choose(hidden, rows, masks)
+        step = self._step(laid.inputs, laid.metas)
+        hidden, tokens, finite = at_once(laid.inputs.ids, step, rows.rows, rows.wishes.drawing)
+        return hidden, Chosen(tokens, finite)
+
+    def _hidden(self, laid: LaidOut) -> Tensor:
         def forward() -> Tensor:
-            return self._forward(inputs.ids, self._step(inputs, metas))
+            return self._forward.hidden(laid.inputs.ids, self._step(laid.inputs, laid.metas))
 
-        if self._graphs is None or shape is None:
-            return forward(), rows
-        return self._graphs.run(shape, mark, forward), rows
+        if self._graphs is None or laid.shape is None:
+            return forward()
+        return self._graphs.run(laid.shape, laid.mark, forward)
 
     def _padded(self, plan: StepPlan, shape: Shape | None) -> StepPlan:
         return plan if self._graphs is None or shape is None else self._graphs.pad(plan, shape)

@@ -52,12 +52,17 @@ class Wishes:
 
     rows: Sequence[LogitRow]
     drawing: Any
-    bias: tuple[Tensor, Tensor, Tensor] | None
-    early: tuple[Tensor, Tensor] | None
-    penalties: Penalties | None
-    told: Tensor | None
-    spares: tuple[Tensor, Tensor] | None
-    width: int
+    bias: tuple[Tensor, Tensor, Tensor] | None = None
+    early: tuple[Tensor, Tensor] | None = None
+    penalties: Penalties | None = None
+    told: Tensor | None = None
+    spares: tuple[Tensor, Tensor] | None = None
+    width: int = 0
+
+    @property
+    def only_draw(self) -> bool:
+        """Whether there is something to draw, and nothing else to do."""
+        return bool(self.rows) and self.told is None and not self.change_logits
 
     @property
     def change_logits(self) -> bool:
@@ -66,12 +71,15 @@ class Wishes:
 
     @classmethod
     def of(cls, rows: Sequence[LogitRow], vocab_size: int, ops: Ops, upload: Upload) -> Wishes:
+        drawing = ops.lay_out(rows, vocab_size, upload)
+        if all(row.params.only_drawn for row in rows):
+            return cls(rows, drawing)
         told = [i for i, row in enumerate(rows) for _ in range(num_told(row))]
         second = [i for i in range(1, len(told)) if told[i] == told[i - 1]]
         spares = [rows[told[i]].spare for i in second]
         return cls(
             rows=rows,
-            drawing=ops.lay_out(rows, vocab_size, upload),
+            drawing=drawing,
             bias=_bias(rows, upload),
             early=_early(rows, upload),
             penalties=_penalties(rows, vocab_size, upload),
@@ -88,15 +96,15 @@ class RowInputs:
     Attributes:
         rows: [R] index of each logit row among the T tokens; None if they are these, one by one.
         wishes: what those rows want.
-        scored: [S] index of each position to score.
-        targets: [S] the token that follows it.
+        scored: [S] index of each position to score; None if there is none.
+        targets: [S] the token that follows it; None if there is none.
         tops: how many likeliest tokens each of them reports.
     """
 
     rows: Tensor | None
     wishes: Wishes
-    scored: Tensor
-    targets: Tensor
+    scored: Tensor | None
+    targets: Tensor | None
     tops: tuple[int, ...]
 
 
@@ -119,8 +127,8 @@ def lay_out_rows(plan: StepPlan, vocab_size: int, ops: Ops, upload: Upload) -> R
     return RowInputs(
         rows=None if rows == list(range(first)) else upload(_ints(rows)),
         wishes=Wishes.of(logits, vocab_size, ops, upload),
-        scored=upload(_ints(scored)),
-        targets=upload(_ints(targets)),
+        scored=upload(_ints(scored)) if scored else None,
+        targets=upload(_ints(targets)) if scored else None,
         tops=tuple(tops),
     )
 

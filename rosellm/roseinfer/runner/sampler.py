@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rosellm.roseinfer.kernels import sampling
 from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.table import Ops
 from rosellm.roseinfer.messages import Logprobs
@@ -49,12 +50,14 @@ def to_samples(rows: Sequence[LogitRow], parts: Sequence[Tensor]) -> list[Sample
         parts: ``Chosen.tensors``, on the host.
     """
     tokens, finite, *wanted = [part.tolist() for part in parts]
+    if not wanted:
+        return [Sample(*each) for each in zip(tokens, finite, strict=True)]
     logprobs = zip(*wanted, strict=True)
     samples = []
     for row, token, sound in zip(rows, tokens, finite, strict=True):
         told = [Logprobs(*_cut(row, *next(logprobs))) for _ in range(num_told(row))]
         chosen, spare, *_ = *told, None, None
-        samples.append(Sample(token, chosen, spare, finite=sound))
+        samples.append(Sample(token, sound, chosen, spare))
     return samples
 
 
@@ -74,7 +77,7 @@ def sample(scores: Logits, wishes: Wishes, ops: Ops, allowed: Tensor | None = No
         allowed: see ``Ops.draw``.
     """
     logits, tops = scores.values, scores.tops
-    finite = _sound(scores, ops)
+    finite = _sound(scores)
     raw = None if wishes.told is None else logits[wishes.told]
     if wishes.bias is not None:
         *where, biases = wishes.bias
@@ -91,9 +94,9 @@ def sample(scores: Logits, wishes: Wishes, ops: Ops, allowed: Tensor | None = No
     return Chosen(tokens, finite, ops.logprobs_of(raw, _told_tokens(wishes, tokens), wishes.width))
 
 
-def _sound(scores: Logits, ops: Ops) -> Tensor:
+def _sound(scores: Logits) -> Tensor:
     """Which rows are numbers: [R]. The others are zeroed: no kernel has to draw from them."""
-    finite = ops.sound(scores.values, scores.tops)
+    finite = sampling.sound(scores.values) if scores.finite is None else scores.finite
     # A GPU is not waited for. (Of a few numbers `all` takes five times as long as a list of them.)
     if finite.device.type != "cpu" or not all(finite.tolist()):
         scores.values.masked_fill_(~finite[:, None], 0.0)

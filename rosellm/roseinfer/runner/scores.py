@@ -7,7 +7,6 @@ one tile and not of the prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,32 +18,12 @@ from rosellm.roseinfer.messages import Logprobs
 from rosellm.roseinfer.runner.rows import RowInputs
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Result on the device.
-
-    Attributes:
-        chosen: [S] log-probability of each target.
-        ids, values: [S, most that a position wants] the likeliest tokens and theirs.
-        tops: how many of them each position wants.
-    """
-
-    chosen: Tensor
-    ids: Tensor
-    values: Tensor
-    tops: tuple[int, ...]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All of it, as ``to_logprobs`` takes it back; nothing where nothing is scored."""
-        return [self.chosen, self.ids, self.values] if self.tops else []
-
-
 def to_logprobs(tops: Sequence[int], parts: Sequence[Tensor]) -> list[Logprobs]:
     """An entry for each scored position.
 
     Args:
-        parts: ``Scores.tensors``, on the host.
+        tops: how many of the likeliest tokens each of them wants.
+        parts: what ``score`` returned, on the host.
     """
     if not tops:
         return []
@@ -57,27 +36,32 @@ def to_logprobs(tops: Sequence[int], parts: Sequence[Tensor]) -> list[Logprobs]:
 
 def score(
     logits: Callable[[Tensor], Logits], hidden: Tensor, inputs: RowInputs, ops: Ops
-) -> Scores:
+) -> list[Tensor]:
     """Score the step's scored positions.
 
     Args:
         logits: hidden states [R, H] to logits in fp32.
         hidden: [T, H] of the whole step.
+
+    Returns:
+        On the device: [S] log-probability of each target; ids of the likeliest tokens and their
+        log-probabilities, both [S, most that a position wants]. Nothing where nothing is scored.
     """
-    count, width = len(inputs.tops), max(inputs.tops, default=0)
+    if inputs.scored is None or inputs.targets is None:
+        return []
+    count, width = len(inputs.tops), max(inputs.tops)
     # Made beforehand: small results left between a tile's large buffers would split the heap,
     # and every next tile would take new memory.
-    scores = Scores(
+    scores = [
         hidden.new_empty(count, dtype=torch.float32),
         hidden.new_empty((count, width), dtype=torch.int64),
         hidden.new_empty((count, width), dtype=torch.float32),
-        inputs.tops,
-    )
+    ]
     height = tile_rows(hidden.device)
     for start in range(0, count, height):
         rows = slice(start, start + height)
         raw = logits(hidden[inputs.scored[rows]]).values
         found = ops.logprobs_of(raw, inputs.targets[rows], width)
-        for whole, part in zip((scores.chosen, scores.ids, scores.values), found, strict=True):
+        for whole, part in zip(scores, found, strict=True):
             whole[rows] = part
     return scores

@@ -100,7 +100,7 @@ def _under_grammar(sequence: Sequence, sample: Sample, row: Output, drafted: boo
     if token is None:
         row.finish = "length"
         return None
-    return sample if token == sample.token else Sample(token, sample.spare)
+    return sample if token == sample.token else Sample(token, logprobs=sample.spare)
 
 
 def _end_stuck(constraint: Constraint, row: Output) -> None:

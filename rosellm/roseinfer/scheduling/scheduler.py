@@ -262,6 +262,6 @@ class Scheduler:
         """How long a step took says how much of a prompt the next ones may take."""
         if not plan.work:
             return
-        prompts = sum(work.num_known for work in plan.work if work.num_known > 1)
-        streams = sum(work.num_known == 1 for work in plan.work)
-        self._chunks.learn(self._stopwatch.end(), streams, prompts)
+        known = [work.num_known for work in plan.work]
+        streams = known.count(1)
+        self._chunks.learn(self._stopwatch.end(), streams, sum(known) - streams)

@@ -346,10 +346,11 @@ def test_tops_are_of_what_is_written(
 ) -> None:
     matrix = packed(library, n, 70, format, group)
     for count in (1, 3, 6, 30, 70):
-        x, tops = random(count, 70), matrix.make_tops(count)
-        tops.fill_(7.0)
-        assert torch.equal(matrix.linear(x, tops=tops), matrix.linear(x))
-        assert torch.equal(tops, tops_of(matrix.linear(x)))
+        x = random(count, 70)
+        found = matrix.logits(x)
+        assert torch.equal(found.values, matrix.linear(x))
+        assert torch.equal(found.tops, tops_of(found.values))
+        assert found.finite.all()
 
 
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
@@ -360,15 +361,16 @@ def test_the_top_of_what_is_no_number_is_none(
     bias = torch.zeros(97)
     bias[place] = number
     matrix = Matrix.of(library, Shape("int8", 97, 40, 32), random(97, 40), bias)
-    tops = matrix.make_tops(2)
-    matrix.linear(random(2, 40), tops=tops)
+    tops = matrix.logits(random(2, 40)).tops
     assert torch.equal(tops.isnan(), tops_of(bias.expand(2, -1)).isnan())
 
 
 @formats
 def test_no_rows(library: Library, format: Format, group: int) -> None:
     matrix = packed(library, 20, 40, format, group)
-    assert matrix.linear(random(0, 40)).shape == (0, 20)
+    assert (
+        matrix.linear(random(0, 40)).shape == matrix.logits(random(0, 40)).values.shape == (0, 20)
+    )
     assert matrix.lookup(torch.empty(0, dtype=torch.int64)).shape == (0, 40)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rosellm.roseinfer.kernels import sampling
+from rosellm.roseinfer.kernels.cpu.matrix import Matrix, Shape
 from rosellm.roseinfer.kernels.cpu.sampling import NativeSampling
 from rosellm.roseinfer.kernels.noise import gumbel
 from rosellm.roseinfer.request import SamplingParams
@@ -231,7 +232,6 @@ def test_tops_change_nothing(native, level, threads, vocab_size):
     logits, rows = wild_logits(25, vocab_size), wild_rows(25, vocab_size, seed=6)
     tops = tops_of(logits)
     assert torch.equal(native.draw(logits, rows, None, None, tops), native.draw(logits, rows, None))
-    assert torch.equal(native.sound(logits, tops), native.sound(logits))
     allowed = Words.random(25, vocab_size, 0.5).packed()
     found = native.draw(logits, rows, allowed, None, tops)
     assert torch.equal(found, native.draw(logits, rows, allowed))
@@ -242,7 +242,6 @@ def test_tops_of_a_broken_row_change_nothing(native, level, params):
     logits, rows = broken_logits(), [make_row(**params)] * 9
     tops = tops_of(logits)
     assert torch.equal(native.draw(logits, rows, None, None, tops), native.draw(logits, rows, None))
-    assert torch.equal(native.sound(logits, tops), native.sound(logits))
 
 
 def test_what_tops_say_is_not_read_again(native, level):
@@ -251,21 +250,35 @@ def test_what_tops_say_is_not_read_again(native, level):
     tops = tops_of(logits)
     token = int(logits[1].argmax())
     logits[1, (token + 2000) % 4099] = torch.nan
-    assert native.sound(logits, tops).all()
     assert native.draw(logits, [make_row(temperature=0.0)] * 3, None, None, tops)[1] == token
 
 
+def head(library, logits):
+    """One that gives these logits times its only input."""
+    return Matrix.of(library, Shape("fp32", len(logits), 1), logits[:, None])
+
+
+@pytest.mark.parametrize("row", range(9))
+def test_whether_a_row_is_numbers(library, level, row):
+    logits = broken_logits()[row]
+    found = head(library, logits).logits(torch.ones(1, 1))
+    assert torch.equal(found.values[0].nan_to_num(), logits.nan_to_num())
+    assert torch.equal(found.finite, sampling.sound(logits[None]))
+
+
 @pytest.mark.parametrize("rows", [1, 9, 40])
-def test_which_rows_are_numbers(native, level, rows):
-    logits = broken_logits().repeat(5, 1)[:rows]
-    assert torch.equal(native.sound(logits), sampling.sound(logits))
+def test_which_rows_are_numbers(library, level, rows):
+    x = torch.ones(rows, 1)
+    x[2::5] = torch.nan
+    found = head(library, make_logits(1, 4099)[0]).logits(x)
+    assert torch.equal(found.finite, ~x[:, 0].isnan())
 
 
 @pytest.mark.parametrize("place", [0, 1, 4097, 151_935])
-def test_a_row_with_one_number_missing_is_found(native, level, place):
-    logits = make_logits(2, 151_936)
-    logits[1, place] = torch.nan
-    assert native.sound(logits).tolist() == [True, False]
+def test_a_row_with_one_number_missing_is_found(library, level, place):
+    logits = make_logits(1, 151_936)[0]
+    logits[place] = torch.nan
+    assert head(library, logits).logits(torch.ones(2, 1)).finite.tolist() == [False, False]
 
 
 def test_logprobs_of_a_broken_row(native, level):

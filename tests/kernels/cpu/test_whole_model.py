@@ -92,6 +92,24 @@ def test_alone_and_in_batches(level: str, model: Path, form: dict[str, Any]) -> 
 
 
 @forms
+def test_in_one_call_or_in_several(level: str, model: Path, form: dict[str, Any]) -> None:
+    """A step in which nothing is done to logits, or told of them, is one native call."""
+    prompts = random_prompts([LENGTHS[i % len(LENGTHS)] for i in range(20)], 97)
+    engine = _engine(model, tuple(form.items()), 20)
+    found = []
+    for told in (set(), {3, 17}, set(range(20))):
+        logprobs = [2 if i in told else None for i in range(20)]
+        params = [
+            greedy(3, seed=i, temperature=float(i % 2), logprobs=wanted)
+            for i, wanted in enumerate(logprobs)
+        ]
+        answers = generate(engine, prompts, params, check=False)
+        assert [each.logprobs != [[]] for each in answers] == [i in told for i in range(20)]
+        found.append([each.tokens for each in answers])
+    assert found[0] == found[1] == found[2]
+
+
+@forms
 def test_threads_change_nothing(
     library: Library, level: str, model: Path, form: dict[str, Any]
 ) -> None:

@@ -147,8 +147,11 @@ void rose_pack_codes(const rose::Matrix* w, int64_t first, int64_t count,
     rose::kernels().pack_codes(*w, first, count, *rows);
 }
 void rose_linear(const rose::Rows* x, const rose::Matrix* w, int32_t finish, float* y,
-                 int64_t y_stride, float* tops) {
-    rose::kernels().linear(*x, *w, static_cast<rose::Finish>(finish), y, y_stride, tops);
+                 int64_t y_stride) {
+    rose::kernels().linear(*x, *w, static_cast<rose::Finish>(finish), y, y_stride, nullptr);
+}
+void rose_logits(const rose::Rows* x, const rose::Matrix* w, const rose::Logits* out) {
+    rose::logits(*x, *w, *out);
 }
 void rose_lookup(const rose::Matrix* table, const int64_t* ids, int64_t count, float* y,
                  int64_t y_stride) {
@@ -184,9 +187,6 @@ void rose_attention(const rose::Attention* heads, const rose::Sequences* step,
 
 // -- tokens; see kernels.h
 
-void rose_soundness(const rose::Activations* logits, const float* tops, uint8_t* sound) {
-    rose::kernels().soundness(*logits, tops, sound);
-}
 void rose_draw(const rose::Activations* logits, const float* tops, const rose::Allowed* allowed,
                const rose::Sampling* wanted, int64_t* tokens) {
     rose::kernels().draw(*logits, tops, *allowed, wanted, tokens);
@@ -198,8 +198,8 @@ void rose_logprobs(const rose::Activations* logits, const int64_t* tokens, float
 
 // -- a whole forward; see program.h
 
-void rose_run(const rose::Program* program, const rose::Step* step) {
-    rose::run(*program, *step);
+void rose_run(const rose::Program* program, const rose::Step* step, const rose::Tail* tail) {
+    rose::run(*program, *step, tail);
 }
 
 }  // extern "C"

@@ -50,20 +50,20 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "rose_pack": (None, [_MATRIX, c_int64, c_int64, POINTER(structs.Plain)]),
     "rose_pack_codes": (None, [_MATRIX, c_int64, c_int64, POINTER(structs.Codes)]),
     "rose_search4": (None, [POINTER(structs.Plain), c_void_p, POINTER(structs.Searched)]),
-    "rose_linear": (None, [POINTER(structs.Rows), _MATRIX, c_int32, c_void_p, c_int64, c_void_p]),
+    "rose_linear": (None, [POINTER(structs.Rows), _MATRIX, c_int32, c_void_p, c_int64]),
+    "rose_logits": (None, [POINTER(structs.Rows), _MATRIX, POINTER(structs.Logits)]),
     "rose_lookup": (None, [_MATRIX, c_void_p, c_int64, c_void_p, c_int64]),
     "rose_rms_norm": (None, [_ROWS, _ROWS, c_void_p, c_float, _ROWS]),
     "rose_layer_norm": (None, [_ROWS, _ROWS, c_void_p, c_void_p, c_float]),
     "rose_add": (None, [_ROWS, _ROWS, _ROWS]),
     "rose_qkv_to_cache": (None, [POINTER(structs.QkvToCache), _CACHE]),
     "rose_slots": (None, [_STEP, c_void_p]),
-    "rose_soundness": (None, [_ROWS, c_void_p, c_void_p]),
     "rose_draw": (
         None,
         [_ROWS, c_void_p, POINTER(structs.Allowed), POINTER(structs.Sampling), c_void_p],
     ),
     "rose_logprobs": (None, [_ROWS, c_void_p, c_void_p, POINTER(structs.Likeliest)]),
-    "rose_run": (None, [c_void_p, c_void_p]),
+    "rose_run": (None, [c_void_p, c_void_p, c_void_p]),
     "rose_attention": (None, [POINTER(structs.Attention), _STEP, _CACHE]),
 }
 

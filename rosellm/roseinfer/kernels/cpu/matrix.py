@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rosellm.roseinfer import large_pages
 from rosellm.roseinfer.kernels.cpu import structs
-from rosellm.roseinfer.kernels.cpu.library import Library, address
+from rosellm.roseinfer.kernels.cpu.library import Library
+from rosellm.roseinfer.kernels.logits import Logits
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Finish = Literal["store", "add", "gelu_tanh", "gelu_erf", "silu_mul", "gelu_tanh_mul"]
@@ -157,7 +158,6 @@ class Matrix:
         finish: Finish = "store",
         out: Tensor | None = None,
         index: Tensor | None = None,
-        tops: Tensor | None = None,
     ) -> Tensor:
         """finish(x W^T + bias).
 
@@ -165,8 +165,6 @@ class Matrix:
             x: fp32 [T, k], rows contiguous.
             out: fp32 [T, columns], rows contiguous; "add" adds to it.
             index: int64 [T], rows of x that are meant; None: all of them.
-            tops: fp32, as ``make_tops`` makes it: to be filled with the largest of every ``TOP``
-                outputs. Not of a gated product.
         """
         count = len(x) if index is None else len(index)
         out = x.new_empty(count, self.columns) if out is None else out
@@ -179,13 +177,31 @@ class Matrix:
             FINISHES[finish],
             out.data_ptr(),
             out.stride(0),
-            address(tops),
         )
         return out
 
-    def make_tops(self, count: int) -> Tensor:
-        """Room for the tops of so many rows: [count, 2, blocks of 2 * TOP outputs]."""
-        return torch.empty(count, 2, -(-self.shape.n // (2 * TOP)))
+    def logits(self, x: Tensor) -> Logits:
+        """x W^T + bias of a weight that is not gated, and what is known of it.
+
+        Args:
+            x: fp32 [T, k], rows contiguous.
+
+        Returns:
+            Tops: the largest of every ``TOP`` values, [T, 2, blocks of 2 * TOP outputs].
+        """
+        room, target = self.room_for_logits(len(x))
+        rows = structs.Rows(x.data_ptr(), x.stride(0), len(x))
+        self.library.c.rose_logits(byref(rows), byref(self.struct), byref(target))
+        return Logits(*room)
+
+    def room_for_logits(self, count: int) -> tuple[tuple[Tensor, Tensor, Tensor], structs.Logits]:
+        """Where the parts of ``Logits`` will be for so many rows, and as kernels are told."""
+        size = self.shape.n
+        values = torch.empty(count, size)
+        tops = torch.empty(count, 2, -(-size // (2 * TOP)))
+        finite = torch.empty(count, dtype=torch.bool)
+        target = structs.Logits(structs.Activations.of(values), tops.data_ptr(), finite.data_ptr())
+        return (values, tops, finite), target
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows ids [T], int64, of the weight: fp32 [T, k]."""

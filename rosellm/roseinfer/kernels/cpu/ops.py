@@ -23,6 +23,7 @@ from rosellm.roseinfer.kernels.cpu.library import Library
 from rosellm.roseinfer.kernels.cpu.matrix import Codes, Finish, Format, Matrix, Shape
 from rosellm.roseinfer.kernels.cpu.packing import Packing, shape_of
 from rosellm.roseinfer.kernels.cpu.program import Program
+from rosellm.roseinfer.kernels.forward import Forward
 from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.reference import Activation
 from rosellm.roseinfer.kernels.trace import (
@@ -133,8 +134,7 @@ class NativeOps:
         return weight.matrix.linear(_fp32(x), weight.finish)
 
     def logits(self, x: Tensor, weight: Weight) -> Logits:
-        tops = weight.matrix.make_tops(len(x))
-        return Logits(weight.matrix.linear(_fp32(x), weight.finish, tops=tops), tops)
+        return weight.matrix.logits(_fp32(x))
 
     def embedding(self, ids: Any, weight: Weight) -> Any:
         if isinstance(ids, Ids):
@@ -170,12 +170,14 @@ class NativeOps:
 
     def forward(
         self, model: Model, storage: KVStorage, ropes: Mapping[RopeSpec, RopeTable]
-    ) -> Callable[[Tensor, Step], Tensor]:
+    ) -> Forward:
         """The model as a program, or as it is where it cannot be traced."""
         found = traced(model)
         if found is None:
-            return model
-        return Program(self._library, listed(*found), storage, ropes.items())
+            return Forward(model)
+        head = None if model.plain_head is None else model.plain_head.packed.matrix
+        program = Program(self._library, listed(*found), storage, ropes.items(), head)
+        return Forward(program, None if head is None else program.sampled)
 
     def _attend_at_once(
         self, qkv: Tensor, heads: Heads, norms: HeadNorms | None, step: Step

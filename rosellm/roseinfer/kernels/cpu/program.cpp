@@ -94,21 +94,51 @@ void run_one(const Kernels& kernels, const Operation& operation, const Step& ste
     }
 }
 
-int64_t now() {
-    const auto since = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
-}
+// Adds up what each part of a step takes, if that is asked for.
+class Watch {
+   public:
+    explicit Watch(int64_t* nanoseconds) : next_(nanoseconds), since_(next_ ? now() : 0) {}
+
+    void lap() {
+        if (!next_) return;
+        const int64_t until = now();
+        *next_++ += until - since_;
+        since_ = until;
+    }
+
+   private:
+    static int64_t now() {
+        const auto since = std::chrono::steady_clock::now().time_since_epoch();
+        return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+    }
+
+    int64_t* next_;
+    int64_t since_;
+};
 
 }  // namespace
 
-void run(const Program& program, const Step& step) {
+void logits(const Rows& x, const Matrix& head, const Logits& out) {
+    const Kernels& best = kernels();
+    best.linear(x, head, STORE, out.values.data, out.values.stride, out.tops);
+    best.soundness(out.values, out.tops, out.sound);
+}
+
+void run(const Program& program, const Step& step, const Tail* tail) {
     const Kernels& best = kernels();
     const Buffers buffers(program, step);
+    Watch watch(step.nanoseconds);
     for (int64_t at = 0; at < program.count; at++) {
-        const int64_t started = step.nanoseconds ? now() : 0;
         run_one(best, program.operations[at], step, buffers);
-        if (step.nanoseconds) step.nanoseconds[at] += now() - started;
+        watch.lap();
     }
+    if (!tail) return;
+    const Logits& out = tail->logits;
+    const int64_t width = program.widths[program.buffers - 1];
+    logits({step.out, width, out.values.count, tail->rows}, *tail->head, out);
+    watch.lap();
+    best.draw(out.values, out.tops, {nullptr, 0}, tail->wanted, tail->tokens);
+    watch.lap();
 }
 
 }  // namespace rose

@@ -53,9 +53,30 @@ struct Step {
     const Group* groups;
     const Rope* ropes;
     float* out;  // [count, width of the last buffer]
-    int64_t* nanoseconds;  // [operations], to which the time of each is added; or null
+    int64_t* nanoseconds;  // [operations + 2], to which what each takes is added, and a tail's head
+                           // and drawing; or null
 };
 
-void run(const Program& program, const Step& step);
+// Where a head's product goes, its tops, and of each row whether it is numbers.
+struct Logits {
+    Activations values;
+    float* tops;
+    uint8_t* sound;  // [count]
+};
+
+// What comes after a forward whose rows are sampled, and nothing else is done to their logits.
+struct Tail {
+    const Matrix* head;
+    const int64_t* rows;  // [logits' count] those of the forward that are sampled; null: all
+    Logits logits;
+    const Sampling* wanted;
+    int64_t* tokens;
+};
+
+void logits(const Rows& x, const Matrix& head, const Logits& out);
+
+// A step in one call, since a caller in Python is slow to go on after each: by then a processor has
+// forgotten all but weights. The tail may be null.
+void run(const Program& program, const Step& step, const Tail* tail);
 
 }  // namespace rose

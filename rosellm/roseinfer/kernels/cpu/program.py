@@ -16,7 +16,7 @@ from rosellm.roseinfer.attention.step import HeadNorms, Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library, address
-from rosellm.roseinfer.kernels.cpu.matrix import FINISHES
+from rosellm.roseinfer.kernels.cpu.matrix import FINISHES, Matrix
 from rosellm.roseinfer.kernels.trace import Attend, Listing, Lookup, Norm, Operation
 from rosellm.roseinfer.layers.rope import RopeSpec, RopeTable
 
@@ -84,6 +84,16 @@ class CStep(Structure):
     )
 
 
+class CTail(Structure):
+    _fields_ = (
+        ("head", c_void_p),
+        ("rows", c_void_p),
+        ("logits", structs.Logits),
+        ("wanted", c_void_p),
+        ("tokens", c_void_p),
+    )
+
+
 class Program:
     """A model's forward, ready to run: token ids [T] and a step to hidden states [T, width].
 
@@ -91,6 +101,7 @@ class Program:
         listing: what the model does, and in which buffers.
         storage: keys and values of all layers.
         ropes: every rotary embedding that the model uses.
+        head: the product that logits are, if ``sampled`` is to be called.
     """
 
     def __init__(
@@ -99,9 +110,11 @@ class Program:
         listing: Listing,
         storage: KVStorage,
         ropes: Iterable[tuple[RopeSpec, RopeTable]],
+        head: Matrix | None = None,
     ) -> None:
         self._run = library.c.rose_run
         self._width = listing.widths[-1]
+        self._head = head
         self._kept: list[Any] = []
         pairs = dict(ropes)
         self._ropes = self._array(CRope, [self._rope(table) for table in pairs.values()])
@@ -116,6 +129,27 @@ class Program:
         )
 
     def __call__(self, ids: Tensor, step: Step) -> Tensor:
+        return self._run_with(ids, step, None)
+
+    def sampled(
+        self, ids: Tensor, step: Step, rows: Tensor | None, wanted: Array[structs.Sampling]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Forward``: all of a step in one native call."""
+        assert self._head is not None
+        (*kept, finite), target = self._head.room_for_logits(len(wanted))
+        tokens = torch.empty(len(wanted), dtype=torch.int64)
+        tail = CTail(
+            addressof(self._head.struct),
+            address(rows),
+            target,
+            addressof(wanted),
+            tokens.data_ptr(),
+        )
+        hidden = self._run_with(ids, step, tail)
+        del kept  # which were read until here
+        return hidden, tokens, finite
+
+    def _run_with(self, ids: Tensor, step: Step, tail: CTail | None) -> Tensor:
         groups = [CGroup(meta.sequences, meta.slots.buffer_info()[0]) for meta in step.metas]
         out = torch.empty(len(ids), self._width)
         kept = (CGroup * len(groups))(*groups)
@@ -128,22 +162,20 @@ class Program:
             out.data_ptr(),
             addressof(self._times) if self._times else None,
         )
-        self._run(byref(self._program), byref(c_step))
+        self._run(byref(self._program), byref(c_step), None if tail is None else byref(tail))
         return out
 
     def time_operations(self) -> None:
         """Measure from now on what each operation takes; for benchmarks."""
-        self._times = (c_int64 * len(self._listing.operations))()
+        self._times = (c_int64 * (len(self._listing.operations) + 2))()
 
     def times(self) -> dict[str, float]:
         """Seconds since then, by kind of operation; products by their matrix [N, K]."""
-        found: dict[str, float] = {}
-        for operation, time in zip(self._listing.operations, self._times or (), strict=True):
-            name: str = operation.op
-            if operation.op == "linear":
-                shape = operation.what.matrix.shape
-                name = f"linear {shape.n} x {shape.k}"
-            found[name] = found.get(name, 0.0) + time / 1e9
+        names = [_name(operation) for operation in self._listing.operations]
+        names += ["head", "drawing"]
+        found = dict.fromkeys(names, 0.0)
+        for name, time in zip(names, self._times or (), strict=True):
+            found[name] += time / 1e9
         return found
 
     def _array(self, kind: Any, values: Sequence[Any]) -> Array[Any]:
@@ -218,3 +250,10 @@ class Program:
         wide = weight.float().contiguous()
         self._kept.append(wide)
         return address(wide)
+
+
+def _name(operation: Operation) -> str:
+    if operation.op != "linear":
+        return operation.op
+    shape = operation.what.matrix.shape
+    return f"linear {shape.n} x {shape.k}"

@@ -8,41 +8,41 @@ other side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import byref
+from ctypes import Array, byref
 
 import torch
 from torch import Tensor
 
 from rosellm.roseinfer.kernels.cpu import structs
 from rosellm.roseinfer.kernels.cpu.library import Library, address
+from rosellm.roseinfer.kernels.upload import Upload
 from rosellm.roseinfer.step import LogitRow
 
 _LEAST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)
 
 
 class NativeSampling:
-    """See ``table.Ops``, three of whose signatures these are."""
+    """See ``table.Ops``, some of whose signatures these are."""
 
     def __init__(self, library: Library) -> None:
         self._c = library.c
 
-    def sound(self, logits: Tensor, tops: Tensor | None = None) -> Tensor:
-        sound = torch.empty(len(logits), dtype=torch.bool)
-        rows = structs.Activations.of(_rows(logits))
-        self._c.rose_soundness(byref(rows), address(tops), sound.data_ptr())
-        return sound
+    def lay_out(
+        self, rows: Sequence[LogitRow], _size: int, _upload: Upload
+    ) -> Array[structs.Sampling]:
+        return _wanted(rows)
 
     def draw(
         self,
         logits: Tensor,
         rows: Sequence[LogitRow],
         allowed: Tensor | None,
-        _drawing: None = None,
+        drawing: Array[structs.Sampling] | None = None,
         tops: Tensor | None = None,
     ) -> Tensor:
         logits = _rows(logits)
         tokens = torch.empty(len(rows), dtype=torch.int64)
-        wanted = (structs.Sampling * len(rows))(*map(_wanted, rows))
+        wanted = drawing or _wanted(rows)
         words = None if allowed is None else allowed.contiguous()
         bits = structs.Allowed(address(words), 0 if words is None else words.stride(0))
         rows_of = structs.Activations.of(logits)
@@ -69,7 +69,11 @@ def _rows(logits: Tensor) -> Tensor:
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
 
-def _wanted(row: LogitRow) -> structs.Sampling:
+def _wanted(rows: Sequence[LogitRow]) -> Array[structs.Sampling]:
+    return (structs.Sampling * len(rows))(*map(_wanted_of, rows))
+
+
+def _wanted_of(row: LogitRow) -> structs.Sampling:
     """However small, a temperature is not 0 by rounding."""
     params = row.params
     temperature = params.temperature and max(params.temperature, _LEAST_TEMPERATURE)

@@ -33,6 +33,10 @@ class Activations(Structure):
         return cls(rows.data_ptr(), rows.stride(0), *rows.shape)
 
 
+class Logits(Structure):
+    _fields_ = (("values", Activations), ("tops", c_void_p), ("sound", c_void_p))
+
+
 class Sequences(Structure):
     _fields_ = (
         ("count", c_int64),

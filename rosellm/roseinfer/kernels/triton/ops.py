@@ -7,7 +7,7 @@ know theirs. Given tensors it runs at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from rosellm.roseinfer.attention.step import HeadNorms, Heads, Step
 from rosellm.roseinfer.cache.storage import KVStorage
 from rosellm.roseinfer.kernels import reference
+from rosellm.roseinfer.kernels.forward import Forward
 from rosellm.roseinfer.kernels.logits import Logits
 from rosellm.roseinfer.kernels.trace import (
     Attend,
@@ -48,7 +49,7 @@ class TritonOps:
         return self._products.linear(x, weight)
 
     def logits(self, x: Tensor, weight: Any) -> Logits:
-        return Logits(self._products.linear(x, weight))
+        return Logits(self._products.linear(x, weight).float())
 
     def embedding(self, ids: Any, weight: Any) -> Any:
         if isinstance(ids, Ids):
@@ -77,13 +78,13 @@ class TritonOps:
 
     def forward(
         self, model: Model, _storage: KVStorage, _ropes: Mapping[RopeSpec, RopeTable]
-    ) -> Callable[[Tensor, Step], Tensor]:
+    ) -> Forward:
         """The model as a program, or as it is where it cannot be traced."""
         found = traced(model)
         if found is None:
-            return model
+            return Forward(model)
         trace, result = found
-        return Program(trace.operations, result.number, self._products, attend)
+        return Forward(Program(trace.operations, result.number, self._products, attend))
 
 
 def attend(qkv: Tensor, heads: Heads, norms: HeadNorms | None, step: Step) -> Tensor:
