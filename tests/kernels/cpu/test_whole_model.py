@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,32 @@ def test_alone_and_in_batches(level: str, model: Path, form: dict[str, Any]) -> 
         assert answers(model, form, prompts[:count], seats=128) == alone[:count]
 
 
+def counted(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each call that goes from token ids to token ids."""
+    calls: list[int] = []
+    forward = engine.runner.forward
+
+    def sampled(ids: Any, step: Any, rows: Any, wanted: Any) -> Any:
+        calls.append(len(wanted))
+        return forward.sampled(ids, step, rows, wanted)
+
+    if forward.sampled is not None:
+        monkeypatch.setattr(engine.runner, "_forward", replace(forward, sampled=sampled))
+    return calls
+
+
 @forms
-def test_in_one_call_or_in_several(level: str, model: Path, form: dict[str, Any]) -> None:
+def test_in_one_call_or_in_several(
+    level: str, model: Path, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A step in which nothing is done to logits, or told of them, is one native call."""
     prompts = random_prompts([LENGTHS[i % len(LENGTHS)] for i in range(20)], 97)
     engine = _engine(model, tuple(form.items()), 20)
+    capped = engine.runner.model.spec.final_softcap is not None
+    calls = counted(engine, monkeypatch)
     found = []
     for told in (set(), {3, 17}, set(range(20))):
+        calls.clear()
         logprobs = [2 if i in told else None for i in range(20)]
         params = [
             greedy(3, seed=i, temperature=float(i % 2), logprobs=wanted)
@@ -106,6 +126,7 @@ def test_in_one_call_or_in_several(level: str, model: Path, form: dict[str, Any]
         answers = generate(engine, prompts, params, check=False)
         assert [each.logprobs != [[]] for each in answers] == [i in told for i in range(20)]
         found.append([each.tokens for each in answers])
+        assert bool(calls) == (not told and not capped)
     assert found[0] == found[1] == found[2]
 
 
