@@ -18,11 +18,33 @@ from tests.fuzz.run import CONTEXT, PROBE, write_model
 from tests.library.conftest import idle
 
 
+class Ended:
+    """An application whose answers end: httpx takes no other. Of the last one it is noted whether
+    it was whole, for a web server would have cut the connection where it was not."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.whole = True
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.whole = True
+
+        async def noted(message: Any) -> None:
+            begins = message["type"] == "http.response.start"
+            self.whole = not (begins or message.get("more_body", False))
+            await send(message)
+
+        await self._app(scope, receive, noted)
+        if not self.whole:
+            await send({"type": "http.response.body", "body": b""})
+
+
 @dataclass
 class Target:
     """The application, and how to ask it."""
 
     app: Any
+    ended: Ended
     llm: LLM
     runner: asyncio.Runner
     client: httpx.AsyncClient
@@ -34,9 +56,13 @@ class Target:
         )
         request.url = request.url.copy_with(raw_path=sent.path.encode())
         answer = self.answer(request)
-        got = Got(answer.status_code, answer.headers, answer.content)
+        got = self.got(answer)
         check(sent.method, got)
         return got
+
+    def got(self, answer: httpx.Response) -> Got:
+        """The last answer."""
+        return Got(answer.status_code, answer.headers, answer.content, self.ended.whole)
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         return self.runner.run(self.client.send(request))
@@ -58,10 +84,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         asyncio.Runner() as runner,
     ):
         app = create_app(llm)
+        ended = Ended(app)
         client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://fuzz", timeout=60
+            transport=httpx.ASGITransport(ended), base_url="http://fuzz", timeout=60
         )
-        yield Target(app, llm, runner, client)
+        yield Target(app, ended, llm, runner, client)
         runner.run(client.aclose())
 
 

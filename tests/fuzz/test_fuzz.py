@@ -8,6 +8,7 @@ from collections import Counter
 from random import Random
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from tests.e2e.conftest import Server
 from tests.fuzz import run
 from tests.fuzz.answers import Got
 from tests.fuzz.bodies import Sent, any_request, case, request
-from tests.fuzz.conftest import Target
+from tests.fuzz.conftest import Ended, Target
 from tests.fuzz.described import try_description, try_many
 from tests.fuzz.run import Run
 from tests.fuzz.values import smaller
@@ -105,3 +106,19 @@ def test_what_a_stream_may_be() -> None:
     assert run.fault("POST", Got(200, headers, late.replace(b"timeout", b"oops")))
     assert run.fault("POST", Got(200, headers, b"data: {}\n\n"))
     assert run.fault("POST", Got(200, headers, b"data: {}\n\ndata: [DONE]\n\n", whole=False))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_in_process_an_answer_that_is_cut_off_is_told_from_a_whole_one(whole: bool) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": not whole})
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(ended)
+        async with httpx.AsyncClient(transport=transport, base_url="http://fuzz") as client:
+            return await client.get("/")
+
+    ended = Ended(app)
+    assert asyncio.run(ask()).content == b"a"
+    assert ended.whole == whole
