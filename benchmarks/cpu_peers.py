@@ -118,12 +118,19 @@ def measure_offline(
             stack.callback(engine.close)
             engine.open()
             engine.run(WARM_UP)
-        for _ in range(rounds):
+        for turn in range(rounds):
             peaks.measure()
             for work in works:
-                for engine in engines:
+                for engine in _from(turn, engines):
                     speeds = engine.run(OFFLINE[work])
                     rows.add(work, engine, speeds.prefill if work == "prefill" else speeds.decode)
+
+
+def _from(turn: int, each: list[Any]) -> list[Any]:
+    """Each round another one is first, since what ran before is felt: by an engine after the peaks,
+    or after a peer whose threads still wait for work."""
+    first = turn % max(1, len(each))
+    return each[first:] + each[:first]
 
 
 def measure_served(
@@ -141,8 +148,8 @@ def measure_served(
         ]
         for _, service in started:
             serving.steady(service, Batch(2, 16, 8))
-        for _ in range(rounds):
-            for engine, service in started:
+        for turn in range(rounds):
+            for engine, service in _from(turn, started):
                 if work == "mixed":
                     rows.add(work, engine, 1e3 * serving.mixed(service))
                 else:

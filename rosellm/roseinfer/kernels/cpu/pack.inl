@@ -217,26 +217,39 @@ inline void get_pairs(const char* tile, int64_t column, int64_t k, float* row) {
     for (int64_t i = 0; i < k; i++) row[i] = widen(cells[i / 2 * 2 * TILE + i % 2]);
 }
 
-// A number's point on its group's grid of 256.
-inline int point_of(const Matrix& w, const char* tile, int64_t column, int64_t i) {
+// A group's codes of int8 in one column, up to three more than are there.
+inline void get_codes8(const Matrix& w, const char* tile, int64_t column, int64_t group,
+                       int64_t count, uint8_t* points) {
+    const char* cells = tile + codes_in(w)(group) + column * 4;
+    for (int64_t i = 0; i < ceil_div(count, 4); i++) std::memcpy(points + i * 4, cells + i * LINE, 4);
+}
+
+// The points of a part of int4, on its group's grid of 256, in one column.
+inline void get_part4(const Block4& block, const char* tile, int64_t column, int64_t part,
+                      uint8_t* points) {
     const auto* bytes = reinterpret_cast<const uint8_t*>(tile);
-    if (w.format == INT8) {
-        const int64_t in_group = i % w.group;
-        return bytes[codes_in(w)(i / w.group) + in_group / 4 * LINE + column * 4 + i % 4];
-    }
-    const Block4 block(w);
-    const Part at(block, i / PART);
+    const Part at(block, uint64_t(part));
     const int step = bytes[at.steps() + column * 2 + at.number / 2] >> at.number % 2 * 4 & 15;
-    const int code = bytes[at.codes() + i % PART / 8 * LINE + column * 4 + i % 4] >> i % 8 / 4 * 4;
-    return step * (code & 15) + bytes[at.offsets() + column * PARTS + at.number];
+    const int offset = bytes[at.offsets() + column * PARTS + at.number];
+    for (int64_t line = 0; line < PART / 8; line++) {
+        uint32_t two_codes;
+        std::memcpy(&two_codes, bytes + at.codes() + line * LINE + column * 4, 4);
+        const uint32_t halves[] = {two_codes & 0x0f0f0f0f, two_codes >> 4 & 0x0f0f0f0f};
+        std::memcpy(points + line * 8, halves, 8);
+    }
+    for (int64_t i = 0; i < PART; i++) points[i] = uint8_t(step * points[i] + offset);
 }
 
 inline void get_quantised(const Matrix& w, const char* tile, int64_t column, float* row) {
-    for (int64_t first = 0; first < w.k; first += w.group) {
-        const auto* scales = reinterpret_cast<const fp16*>(tile + scales_in(w)(first / w.group));
-        const float scale = widen(scales[column]);
-        for (int64_t i = first; i < smaller(first + w.group, w.k); i++)
-            row[i] = scale * float(point_of(w, tile, column, i) - 128);
+    const Block4 block(w);
+    for (int64_t group = 0; group < groups_of(w); group++) {
+        const int64_t first = group * w.group, count = smaller(w.group, w.k - first);
+        uint8_t points[LARGEST_GROUP];
+        if (w.format == INT8) get_codes8(w, tile, column, group, count, points);
+        for (int64_t i = 0; w.format == INT4 && i < count; i += PART)
+            get_part4(block, tile, column, (first + i) / PART, points + i);
+        const float scale = widen(reinterpret_cast<const fp16*>(tile + scales_in(w)(group))[column]);
+        for (int64_t i = 0; i < count; i++) row[first + i] = scale * float(points[i] - 128);
     }
 }
 
