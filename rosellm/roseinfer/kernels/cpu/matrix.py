@@ -33,6 +33,8 @@ PART = 32
 
 INT4_GROUP = 128
 ALIGNMENT = 64
+"""Of weights and of rows of logits, in bytes: a cache line."""
+
 TOP = 32
 """Outputs that share a top, see kernels.h."""
 
@@ -197,7 +199,8 @@ class Matrix:
     def room_for_logits(self, count: int) -> tuple[tuple[Tensor, Tensor, Tensor], structs.Logits]:
         """Where the parts of ``Logits`` will be for so many rows, and as kernels are told."""
         size = self.shape.n
-        values = torch.empty(count, size)
+        line = ALIGNMENT // torch.float32.itemsize  # each row begins one: no store is in two of them
+        values = torch.empty(count, -(-size // line) * line)[:, :size]
         tops = torch.empty(count, 2, -(-size // (2 * TOP)))
         finite = torch.empty(count, dtype=torch.bool)
         target = structs.Logits(structs.Activations.of(values), tops.data_ptr(), finite.data_ptr())
