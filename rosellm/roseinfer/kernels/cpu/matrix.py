@@ -199,7 +199,8 @@ class Matrix:
     def room_for_logits(self, count: int) -> tuple[tuple[Tensor, Tensor, Tensor], structs.Logits]:
         """Where the parts of ``Logits`` will be for so many rows, and as kernels are told."""
         size = self.shape.n
-        line = ALIGNMENT // torch.float32.itemsize  # each row begins one: no store is in two of them
+        # each row begins a line, so that no store is in two of them
+        line = ALIGNMENT // torch.float32.itemsize
         values = torch.empty(count, -(-size // line) * line)[:, :size]
         tops = torch.empty(count, 2, -(-size // (2 * TOP)))
         finite = torch.empty(count, dtype=torch.bool)
