@@ -85,6 +85,7 @@ struct Family {
     Form form;
 
     int64_t most_rows() const { return all[count - 1].rows; }
+    bool holds(int64_t rows) const { return count && rows <= most_rows(); }
 
     // The least that hold so many rows.
     const Loops& holding(int64_t rows) const {
@@ -111,6 +112,10 @@ constexpr Loops FEW<Points<UNFOLDING>>[] = {
 template <class Kind>
 constexpr Loops MANY[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3],
                           FEW<Kind>[4], FEW<Kind>[5], loops<Kind, 12, 2>()};
+// For the first rows of a panel, which unfold it for the others on the way.
+constexpr Loops FIRST[] = {loops<Points<KEEPING>, 1, 2>(), loops<Points<KEEPING>, 2, 2>(),
+                           loops<Points<KEEPING>, 3, 2>(), loops<Points<KEEPING>, 4, 2>(),
+                           loops<Points<KEEPING>, 6, 2>(), loops<Points<KEEPING>, 8, 2>()};
 // Where rows are so many that loops need not ask for what is read next: see ask_for_share.
 template <class Kind>
 constexpr Loops MOST[] = {FEW<Kind>[0], FEW<Kind>[1], FEW<Kind>[2], FEW<Kind>[3],
@@ -173,6 +178,14 @@ inline Family unfolded_family_of(const Matrix& w, int64_t rows) {
                             : all_of<Floats<float>>(rows, Form::FLOATS);
 }
 
+// Those that unfold it for others, where these are so few that it is felt.
+inline Family first_family_of([[maybe_unused]] const Matrix& w, [[maybe_unused]] int64_t rows) {
+#if defined(ROSE_AVX512)
+    if (w.format == INT4 && rows <= MOST_ASKING) return family(FIRST, Form::POINTS);
+#endif
+    return {};
+}
+
 #if defined(ROSE_AVX2)
 constexpr int64_t FOLDED_TILES = 2;  // of rows, for which it is not worth while to unfold
 #else
@@ -181,7 +194,8 @@ constexpr int64_t FOLDED_TILES = 1;
 
 struct Choice {
     Family family;
-    bool unfold;
+    bool unfold;   // panels of a folded format
+    Family first;  // loops of a panel's first rows that unfold it on the way; or none
 };
 
 #if defined(ROSE_AMX)
@@ -193,11 +207,11 @@ constexpr Loops AMX[] = {loops<Kind, 16, 2>(), loops<Kind, 32, 2>()};
 inline Choice amx_choice(const Matrix& w, int64_t rows) {
     if (w.format == BF16) {
         const Family few = family(ORDERED_PAIRS, Form::ROUNDED);
-        return {rows <= few.most_rows() ? few : family(AMX<AmxPairs>, Form::AMX_PAIRS), false};
+        return {rows <= few.most_rows() ? few : family(AMX<AmxPairs>, Form::AMX_PAIRS), false, {}};
     }
     const Family few = family_of(w, rows);
-    if (rows <= few.most_rows()) return {few, false};
-    return {family(AMX<AmxPoints>, Form::AMX_POINTS), folded(w)};
+    if (rows <= few.most_rows()) return {few, false, {}};
+    return {family(AMX<AmxPoints>, Form::AMX_POINTS), folded(w), {}};
 }
 #endif
 
@@ -207,8 +221,8 @@ inline Choice choice_for(const Matrix& w, int64_t rows) {
     if (amx_takes(w)) return amx_choice(w, rows);
 #endif
     const Family few = family_of(w, rows);
-    if (!folded(w) || rows <= FOLDED_TILES * few.most_rows()) return {few, false};
-    return {unfolded_family_of(w, rows), true};
+    if (!folded(w) || rows <= FOLDED_TILES * few.most_rows()) return {few, false, {}};
+    return {unfolded_family_of(w, rows), true, first_family_of(w, rows)};
 }
 
 // -- Finishing ---------------------------------------------------------------------------------
@@ -362,12 +376,13 @@ struct Block {
     Target target;
     Choice choice;
     const char* prepared;
-    int64_t row_bytes;             // of a prepared row
-    int64_t row, rows;             // in y
-    int64_t tile_rows, last_rows;  // of a tile of rows, and of the last one
-    int64_t width;                 // tiles of a panel
+    int64_t row_bytes;          // of a prepared row
+    int64_t row, rows;          // in y
+    const Loops &usual, &last;  // of a tile of rows, and of the last one
+    bool last_unfolds;          // panels, for the others: it comes first
+    int64_t width;              // tiles of a panel
 
-    int64_t row_tiles() const { return ceil_div(rows, tile_rows); }
+    int64_t row_tiles() const { return ceil_div(rows, usual.rows); }
     int64_t panels() const { return ceil_div(tiles_of(target.w), width); }
 };
 
@@ -397,10 +412,9 @@ inline void ask_for_share(const char* share, int64_t bytes) {
 inline void multiply_panel(const Block& block, const Panel& panel, int64_t first, int64_t tiles,
                            int64_t row_tile) {
     const Target& to = block.target;
-    const int64_t begin = row_tile * block.tile_rows;
-    const int64_t there = smaller(block.tile_rows, block.rows - begin);
-    const bool last = row_tile + 1 == block.row_tiles();
-    const Loops& loops = block.choice.family.holding(last ? block.last_rows : block.tile_rows);
+    const int64_t begin = row_tile * block.usual.rows;
+    const int64_t there = smaller(block.usual.rows, block.rows - begin);
+    const Loops& loops = row_tile + 1 == block.row_tiles() ? block.last : block.usual;
     alignas(64) float sums[MOST_WIDTH * MOST_ROWS * TILE];
     const int64_t apart = loops.rows * TILE, row = block.row + begin;
     const int64_t outputs_a_column = to.w.gated ? 2 : 1;
@@ -418,7 +432,9 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t next,
     const int64_t first = panel_index * block.width, k = padded_k(w);
     const int64_t tiles = smaller(block.width, tiles_of(w) - first);
     Panel panel{w, tile_at(w, first), bytes_of_tile(w), nullptr, nullptr, 0};
-    if (block.choice.unfold) panel.unfold(tiles, kept);
+    const bool last_first = block.last_unfolds && row_tile + row_tiles == block.row_tiles();
+    if (block.choice.unfold) panel.make_room(tiles, kept);
+    if (block.choice.unfold && !last_first) panel.unfold(tiles);
     const Form form = block.choice.family.form;
     const bool in_unit = form == Form::AMX_POINTS || form == Form::AMX_PAIRS;
 #if defined(ROSE_AMX)
@@ -431,7 +447,8 @@ inline void multiply_unit(const Block& block, int64_t panel_index, int64_t next,
     for (int64_t i = 0; i < row_tiles; i++) {
         panel.coming = tile_at(w, next * block.width) + i * share;
         if (asking) ask_for_share(panel.coming, share);
-        multiply_panel(block, panel, first, tiles, row_tile + i);
+        const int64_t turn = last_first ? (i + row_tiles - 1) % row_tiles : i;
+        multiply_panel(block, panel, first, tiles, row_tile + turn);
     }
 }
 
@@ -486,12 +503,17 @@ inline void multiply_block(const Rows& x, const Target& target, int64_t first, i
     const Choice choice = choice_for(w, count);
     const Family& family = choice.family;
     const int64_t tile_rows = smaller(count, family.most_rows());
-    const int64_t over = count - (ceil_div(count, tile_rows) - 1) * tile_rows;
-    const int64_t last_rows = family.holding(over).rows;
+    const int64_t left = count - (ceil_div(count, tile_rows) - 1) * tile_rows;
+    const bool last_unfolds = choice.first.holds(left);
+    // loops for fewer rows would ask for nothing of the next panel
+    const bool asks = LANES == 16 && count > tile_rows && !choice.unfold;
+    const int64_t least = asks ? larger(left, ALONE + 1) : left;
+    const Loops& usual = family.holding(tile_rows);
+    const Loops& last = last_unfolds ? choice.first.holding(left) : family.holding(least);
     const int64_t row_bytes = prepared_bytes(w, family.form);
-    char* prepared = kept.room<char>((count + last_rows) * row_bytes);
-    prepare(w, family.form, x, first, count, tile_rows, last_rows, prepared);
-    const Block block{target, choice, prepared, row_bytes, first, count, tile_rows, last_rows,
+    char* prepared = kept.room<char>((count + last.rows) * row_bytes);
+    prepare(w, family.form, x, first, count, tile_rows, last.rows, prepared);
+    const Block block{target, choice, prepared, row_bytes, first, count, usual, last, last_unfolds,
                       count <= FEW_ROWS ? MOST_WIDTH : 2};
     if (count <= tile_rows)
         multiply_few(block);

@@ -292,15 +292,21 @@ ROSE_INLINE void add_offsets(const Panel& panel, int c, const Block4& block, int
     }
 }
 
-// Points of C tiles of int4 for every four inputs, without offsets; with AVX2, code_tiles take its place.
+// Points of C tiles of int4 for every four inputs, without offsets (see add_offsets), or KEPT: with them,
+// and left in memory for other rows. With AVX2, code_tiles take its place.
 // They are unfolded four inputs ahead, and what a part's codes mean is looked up before its turn: a core
 // takes the oldest of what is ready, so that it would begin with these only when all products of the
 // last inputs are under way, and then wait for them. AHEAD: see ask_ahead.
-template <int C, bool AHEAD>
+template <int C, bool KEPT, bool AHEAD>
 class Unfolding {
    public:
-    Unfolding(const Panel& panel, const char* tile)
-        : block_(panel.w), tile_(tile), apart_(panel.apart), parts_(padded_k(panel.w) / PART) {
+    Unfolding(const Panel& panel, int c)
+        : block_(panel.w),
+          tile_(panel.tile(c)),
+          apart_(panel.apart),
+          parts_(padded_k(panel.w) / PART),
+          kept_(KEPT ? panel.room(c) : nullptr),
+          kept_apart_(KEPT ? panel.room(c + 1) - kept_ : 0) {
         look_up(0);
         turn();
         unfold<0>(0);
@@ -316,6 +322,7 @@ class Unfolding {
                 if constexpr (NEXT % 2) coming.ask();
                 Quads now[C];
                 repeat<C>([&](auto i) { now[i] = next_[i]; });
+                if constexpr (KEPT) keep(now);
                 if constexpr (NEXT == QUADS - 2) look_up(smaller(part + 1, parts_ - 1));
                 if constexpr (NEXT == 0) turn();
                 unfold<NEXT % 2>(NEXT / 2);
@@ -344,9 +351,20 @@ class Unfolding {
             if constexpr (AHEAD && HIGH == 0) ask_ahead(codes);
             repeat<V>([&](auto v) {
                 const I two = load_ints(codes + v * LANES * 4);
-                next_[i].of[v] = grids_[i * V + v].template products<HIGH>(two);
+                const Grid& grid = grids_[i * V + v];
+                next_[i].of[v] = KEPT ? grid.template points<HIGH>(two)
+                                      : grid.template products<HIGH>(two);
             });
         });
+    }
+
+    ROSE_INLINE void keep(const Quads (&quads)[C]) {
+        repeat<C>([&](auto i) {
+            repeat<V>([&](auto v) {
+                store_ints(kept_ + i * kept_apart_ + v * LANES * 4, quads[i].of[v]);
+            });
+        });
+        kept_ += LINE;
     }
 
     const Block4 block_;
@@ -354,6 +372,8 @@ class Unfolding {
     int64_t apart_, parts_;
     Grid grids_[C * V], coming_[C * V];
     const char *codes_, *coming_codes_;  // of a part
+    char* kept_;
+    int64_t kept_apart_;
     Quads next_[C];
 };
 #endif
@@ -394,11 +414,12 @@ ROSE_INLINE void add_codes(const Panel& panel, int c, const Part& part, const Co
 #endif
 
 struct Nothing {
-    Nothing(const Panel&, const char*) {}
+    Nothing(const Panel&, int) {}
 };
 
-// How the loops read a format: as points; unfolding codes of 4 bits to such; or as those codes.
-enum Reading { POINTS, UNFOLDING, CODES };
+// How the loops read a format: as points; unfolding codes of 4 bits to such, which are perhaps kept for
+// other rows; or as those codes.
+enum Reading { POINTS, UNFOLDING, KEEPING, CODES };
 
 // The same as float_tiles of points and codes; groups are added up in fp32.
 template <Reading READING, int R, int C, bool ASKING>
@@ -410,14 +431,17 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
     const auto* x_scales = reinterpret_cast<const float*>(prepared);
     const auto* corrections = reinterpret_cast<const int32_t*>(x_scales + groups * R);
     const auto* x_sums = reinterpret_cast<const Pair*>(corrections + groups * R);
-    const auto* x =
-        reinterpret_cast<const Code*>(x_sums + (READING == POINTS ? 0 : pairs_of(w) * R));
+    constexpr bool OFFSETS = READING == UNFOLDING || READING == CODES;  // that are added for a group
+    const auto* x = reinterpret_cast<const Code*>(x_sums + (OFFSETS ? pairs_of(w) * R : 0));
     const uint8_t* of_tile = panel.points(c);
     const int64_t apart = panel.points(c + 1) - of_tile;
-    Coming<R, C, ASKING, READING != POINTS> coming(panel, 0, READING == POINTS ? 4 : 8);
+    // those that keep points ask for what they read themselves
+    Coming<R, C, ASKING && READING != KEEPING, READING != POINTS> coming(
+        panel, 0, READING == POINTS ? 4 : 8);
 #if !defined(ROSE_AVX2)
-    using Unfolded = Unfolding<C, (R <= ALONE)>;
-    std::conditional_t<READING == UNFOLDING, Unfolded, Nothing> unfolding(panel, panel.tile(c));
+    constexpr bool IN_TURN = READING == UNFOLDING || READING == KEEPING;
+    using Unfolded = Unfolding<C, READING == KEEPING, (R <= ALONE || READING == KEEPING)>;
+    std::conditional_t<IN_TURN, Unfolded, Nothing> unfolding(panel, c);
 #endif
     repeat<R * C * V>([&](auto i) { store(sums + i * LANES, zero()); });
     for (int64_t group = 0; group < groups; group++, x_scales += R, corrections += R) {
@@ -437,14 +461,12 @@ void point_tiles(const Panel& panel, int c, const char* prepared, float* sums) {
             x += 4 * R;
         };
 #if !defined(ROSE_AVX2)
-        if constexpr (READING != POINTS)
-            add_offsets<R, C>(panel, c, block, first, last, x_sums, all);
+        if constexpr (OFFSETS) add_offsets<R, C>(panel, c, block, first, last, x_sums, all);
 #endif
         if constexpr (READING == POINTS)
             for_quads<C>(of_tile + points(group), apart, last - first, coming, add_four);
 #if !defined(ROSE_AVX2)
-        if constexpr (READING == UNFOLDING)
-            unfolding.run(first, last, coming, add_four);
+        if constexpr (IN_TURN) unfolding.run(first, last, coming, add_four);
 #endif
 #if defined(ROSE_AVX512)
         if constexpr (READING == CODES)

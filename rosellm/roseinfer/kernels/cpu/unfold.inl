@@ -2,7 +2,8 @@
 //
 // The loops multiply floats, or points: codes of 8 bits, weights + 128. A format of fewer bits is
 // unfolded in registers where few rows share what comes of it, and where they are many, a panel at a
-// time into memory that stays in the second-level cache. Both come to the same numbers.
+// time into memory that stays in the second-level cache: beforehand, or on the way by the first rows.
+// All come to the same numbers.
 #pragma once
 
 #include "matmul.h"
@@ -126,42 +127,46 @@ struct Panel {
     const Matrix& w;
     const char* tiles;     // the first one
     int64_t apart;         // bytes from tile to tile
-    const char* unfolded;  // all tiles, one after another, or null
+    char* unfolded;        // room for all tiles, one after another, or null
     const char* coming;    // what is read next, see Coming
     int64_t pace;          // bytes of it for each input
 
     const char* tile(int64_t c) const { return tiles + c * apart; }
 
+    // Where a tile of a folded format is unfolded to.
+    char* room(int64_t c) const { return unfolded + c * unfolded_bytes(); }
+
     // [k][16] of floats, as they are or unfolded.
-    const char* floats(int64_t c) const {
-        return unfolded ? unfolded + c * padded_k(w) * TILE * int64_t(sizeof(float)) : tile(c);
-    }
+    const char* floats(int64_t c) const { return unfolded ? room(c) : tile(c); }
+
+    // [k / 4][16][4] of points, the same.
+    const uint8_t* points(int64_t c) const { return reinterpret_cast<const uint8_t*>(floats(c)); }
 
     // Where a group's points [k / 4][16][4] are from points(c) on.
     Offsets groups() const {
         return unfolded ? Offsets{0, w.group * TILE, 0, 0} : codes_in(w);
     }
 
-    const uint8_t* points(int64_t c) const {
-        return reinterpret_cast<const uint8_t*>(
-            unfolded ? unfolded + c * padded_k(w) * TILE : tile(c));
-    }
-
     const fp16* scales(int64_t c, int64_t at) const {
         return reinterpret_cast<const fp16*>(tile(c) + at);
     }
 
-    void unfold(int64_t count, Workspace& kept) {
-        const int64_t bytes = padded_k(w) * TILE * (w.format == INT4 ? 1 : int64_t(sizeof(float)));
-        char* all = kept.room<char>(count * bytes);
+    void make_room(int64_t count, Workspace& kept) {
+        unfolded = kept.room<char>(count * unfolded_bytes());
+    }
+
+    void unfold(int64_t count) const {
         for (int64_t c = 0; c < count; c++) {
-            char* to = all + c * bytes;
-            float* floats = reinterpret_cast<float*>(to);
-            if (w.format == INT4) unfold_points(tile(c), w, to);
+            float* floats = reinterpret_cast<float*>(room(c));
+            if (w.format == INT4) unfold_points(tile(c), w, room(c));
             if (w.format == FP16) unfold_floats<fp16>(tile(c), padded_k(w), floats);
             if (w.format == BF16) unfold_floats<bf16>(tile(c), padded_k(w), floats);
         }
-        unfolded = all;
+    }
+
+   private:
+    int64_t unfolded_bytes() const {
+        return padded_k(w) * TILE * (w.format == INT4 ? 1 : int64_t(sizeof(float)));
     }
 };
 
