@@ -127,8 +127,7 @@ def measure_offline(
 
 
 def _from(turn: int, each: list[Any]) -> list[Any]:
-    """Each round another one is first, since what ran before is felt: by an engine after the peaks,
-    or after a peer whose threads still wait for work."""
+    """Each round another one is first: which one always was has been seen to matter."""
     first = turn % max(1, len(each))
     return each[first:] + each[:first]
 
